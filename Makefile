@@ -1,0 +1,49 @@
+# `make` alone lists the targets. Those that need the environment create it, and renew it when pyproject.toml changes.
+
+VENV ?= .venv
+TF ?= tf-cpu
+ARGS ?=
+
+# The first interpreter that is supported and can make an environment; an exact 3.11 is preferred.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint format types check-all clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Variables: ARGS='-k name' is passed on to the tool; TF=tf installs tensorflow instead of tensorflow-cpu;"
+	@echo "  PYTHON=python3.12 picks the interpreter of the environment; VENV=dir its place."
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 with the venv module found; set PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev]'
+	@touch $@
+
+venv: $(INSTALLED) ## create the environment in .venv
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## check style and format with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## rewrite to the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED) ## check types with mypy
+	$(BIN)/mypy
+
+check-all: lint types test ## lint, types and test
+
+clean: ## remove environments and caches
+	rm -rf $(VENV) .matrix build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
