@@ -1,0 +1,1 @@
+"""From the TraceGraph to executable blocks: cutting, lowering, ordering of effects."""

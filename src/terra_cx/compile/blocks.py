@@ -1,0 +1,386 @@
+"""Blocks: straight runs of nodes between two cuts of the TraceGraph.
+
+A block is what the skeleton validates op by op and what the graph runner executes at once. Its `Step` list is the
+skeleton's side (what Python must do next), its `FlatOp` list the graph's side (what is computed, gradients expanded).
+Blocks follow the hottest way through the graph, so where Python's branches are stable a block is a superblock; a branch
+that is taken both ways becomes a cut after it has been left twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from terra_cx.tf.opdefs import SEED_ATTRS, Kind, fallible
+from terra_cx.tf.slots import Spec
+from terra_cx.trace.rules import Need, Rule
+from terra_cx.trace.tracegraph import GAP_SECONDS, Node, TraceGraph
+
+__all__ = ["Block", "Check", "FlatOp", "Step", "build_block"]
+
+MAX_BLOCK = 3000
+"""Steps in one block; longer runs are cut."""
+
+# Codes of argument checks, in the order in which the skeleton tests them.
+LOCAL, PARAM, KNOWN, CONST, RESOURCE, FEED, LIST = range(7)
+Check = tuple[Any, ...]
+"""(LOCAL, flat output) | (PARAM, number, first use, dtype, shape) | (KNOWN, tensor) | (CONST, value) |
+(RESOURCE, tensor) | (FEED, number, dtype) | (LIST, (checks...))"""
+
+
+@dataclass(slots=True)
+class FlatOp:
+    """One op of the block's graph. ``inputs`` are ("l", flat output), ("p", parameter), ("k", tensor), ("c", value,
+    dtype) or ("r", handle); its outputs are the block's flat outputs ``base`` to ``base + len(specs)``."""
+
+    op: str
+    form: str
+    attrs: tuple[Any, ...]
+    layout: tuple[int, ...]
+    kind: Kind
+    inputs: list[tuple[Any, ...]]
+    base: int
+    specs: list[Spec]
+    name: str | None
+    fallible: bool = False
+    tainted: bool = False
+    """Depends on a write of the same block; such an op must not be fallible."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One thing that Python must do next for the block to go on."""
+
+    node: Node
+    op: str
+    form: str
+    kind: Kind
+    width: int
+    attrs: tuple[Any, ...]
+    checks: tuple[Check, ...]
+    base: int
+    specs: list[Spec]
+    pack: Any
+    needed: set[int]
+    position: int
+    ops: tuple[int, int] = (0, 0)
+    """The flat ops of the step, as a range."""
+    values: tuple[Any, ...] = ()
+    """For KNOWN: the recorded results."""
+    results: tuple[Any, ...] = ()
+    """For a gradient: per result None, a source, or a triple of sources; a source as in `FlatOp.inputs`."""
+    implicit: tuple[tuple[int, Node, int], ...] = ()
+    """Parameters (number, node, output) that the gradient takes from earlier blocks of the region."""
+
+
+@dataclass(slots=True)
+class Block:
+    """See the module's page. ``dynamic`` are flat outputs whose shape only the value can tell."""
+
+    uid: int
+    nodes: tuple[Node, ...]
+    steps: list[Step] = field(default_factory=list)
+    ops: list[FlatOp] = field(default_factory=list)
+    params: list[Spec] = field(default_factory=list)
+    flat: int = 0
+    owners: list[tuple[Node, int]] = field(default_factory=list)
+    """For each flat output, the node and its output number."""
+    places: list[tuple[int, int]] = field(default_factory=list)
+    """For each flat output, its op's position within the block and its number among that op's outputs."""
+    param_rules: list[Rule | None] = field(default_factory=list)
+    draws: dict[int, int] = field(default_factory=dict)
+    """Flat output of a draw -> the parameter that carries its number."""
+    resources: list[Any] = field(default_factory=list)
+    reason: str | None = None
+    """Why the block ends where it ends."""
+    prompt: bool = False
+    """Dispatch at once when validated to its end (Python is busy afterwards), rather than at the next event."""
+    positions: int = 0
+    lowered: Any = None
+    variants: dict[frozenset[int], Any] = field(default_factory=dict)
+    outputs: frozenset[int] = frozenset()
+    eager: str | None = None
+    """Why the block runs op by op for ever (its compiled form differed, or could not be built)."""
+    barriers: bool = False
+    runs: int = 0
+    signatures: dict[Any, Any] = field(default_factory=dict)
+    built_from: tuple[Any, ...] = ()
+    """`revisions` when it was built."""
+
+    @property
+    def revisions(self) -> tuple[Any, ...]:
+        """What the block was built from; a block whose nodes have other revisions is stale."""
+        last = self.nodes[-1]
+        open_end = self.reason == "region end" and bool(last.succ)
+        return (open_end, *((node.rev, node.cuts, node.cut_before) for node in self.nodes))
+
+    @property
+    def line(self) -> str:
+        """The user's line of its first op."""
+        return self.nodes[0].line
+
+
+class _Builder:
+    def __init__(self, uid: int) -> None:
+        self.block = Block(uid, ())
+        self.nodes: list[Node] = []
+        self.where: dict[tuple[Node, int], int] = {}
+        self.params: dict[Any, int] = {}
+        self.written: set[int] = set()
+        self.tainted: set[int] = set()
+        self.fallible_effect = False
+
+    # -- parameters ----------------------------------------------------------------------------------------------
+    def param(self, key: Any, spec: Spec, rule: Rule | None) -> tuple[int, bool]:
+        """The parameter known by ``key``; True if this is its first use."""
+        found = self.params.get(key)
+        if found is not None:
+            return found, False
+        number = len(self.block.params)
+        self.params[key] = number
+        self.block.params.append(spec)
+        self.block.param_rules.append(rule)
+        return number, True
+
+    def source(self, rule: Rule, use: tuple[Node, int]) -> tuple[tuple[Any, ...], Check]:
+        """Where an argument comes from in the graph, and what the skeleton checks."""
+        need, spec = rule.need, rule.spec
+        if need is Need.LOCAL:
+            assert rule.node is not None
+            if rule.node.kind is Kind.KNOWN:
+                value = rule.node.call.values[rule.out]
+                return ("k", value), (KNOWN, value)
+            flat = self.where.get((rule.node, rule.out))
+            if flat is not None:
+                draw = self.block.draws.get(flat)
+                return (("l", flat) if draw is None else ("p", draw)), (LOCAL, flat)
+            key: Any = ("node", rule.node, rule.out)
+        elif need is Need.SHARED:
+            key = ("ext", rule.share or use)
+        elif need in (Need.EXTERNAL, Need.TENSOR):
+            key = ("own", use)
+        elif need is Need.CONST:
+            return ("c", rule.value, rule.dtype), (CONST, rule.value)
+        elif need is Need.KNOWN:
+            return ("k", rule.value), (KNOWN, rule.value)
+        elif need is Need.RESOURCE:
+            return ("r", rule.value), (RESOURCE, rule.value)
+        elif need is Need.CAPTURED:
+            return ("k", rule.value), (KNOWN, rule.value)
+        else:
+            number, _ = self.param(("own", use), Spec(rule.dtype or 0, None), rule)
+            return ("p", number), (FEED, number, rule.dtype)
+        assert spec is not None
+        number, first = self.param(key, spec, rule)
+        return ("p", number), (PARAM, number, first, spec.dtype, spec.shape)
+
+    # -- nodes ---------------------------------------------------------------------------------------------------
+    def admits(self, node: Node) -> bool:
+        """Whether the transaction rule lets ``node`` join the block: no fallible op may need an effect's result."""
+        if node.kind is Kind.OWNER:
+            return not self.nodes
+        if not self.nodes:
+            return True
+        if len(self.block.steps) >= MAX_BLOCK:
+            return False
+        if not self.written:
+            return True
+        rules = list(node.rules)
+        dependent = any(
+            r.need is Need.LOCAL and r.node is not None and self.where.get((r.node, r.out)) in self.tainted for r in rules
+        )
+        reads_written = any(r.need is Need.RESOURCE and id(r.value) in self.written for r in rules)
+        if node.kind is Kind.GRADIENT:
+            # Its ops are many and its inputs may come from anywhere in the block.
+            return not self.tainted
+        return not ((dependent or reads_written) and node.kind is Kind.PURE and _may_fail(node))
+
+    def add(self, node: Node) -> None:
+        """Append ``node``."""
+        if node.kind is Kind.GRADIENT:
+            self._gradient(node)
+        else:
+            self._op(node)
+        self.nodes.append(node)
+
+    def _op(self, node: Node) -> None:
+        call, block = node.call, self.block
+        sources: list[tuple[Any, ...]] = []
+        checks: list[Check] = []
+        if node.kind not in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
+            for index, rule in enumerate(node.rules):
+                source, check = self.source(rule, (node, index))
+                sources.append(source)
+                checks.append(check)
+        base = block.flat
+        specs = [Spec(spec.dtype, spec.shape) for spec in call.outputs]
+        first_op = len(block.ops)
+        if node.kind in (Kind.PURE, Kind.READ, Kind.WRITE):
+            self._flat_op(node, call, sources, base, specs)
+        elif node.kind is Kind.DRAW:
+            for out, spec in enumerate(specs):
+                number, _ = self.param(("draw", node, out), spec, None)
+                block.draws[base + out] = number
+        self._step(node, call, tuple(_nest(checks, call.layout)) if checks else (), base, specs, first_op)
+        if node.kind is Kind.KNOWN:
+            block.steps[-1].values = call.values
+        for out in range(len(specs)):
+            self.where[(node, out)] = base + out
+            block.owners.append((node, out))
+            block.places.append((block.positions - 1, out))
+        block.flat += len(specs)
+
+    def _step(
+        self, node: Node, call: Any, checks: tuple[Check, ...], base: int, specs: list[Spec], first_op: int
+    ) -> None:
+        block = self.block
+        block.steps.append(
+            Step(
+                node, call.op, call.form, node.kind, len(call.layout) if call.form == "F" else 1,
+                call.attrs, checks, base, specs, call.pack, node.needed, block.positions, (first_op, len(block.ops)),
+            )
+        )
+        block.positions += node.width
+
+    def _flat_op(self, node: Node, call: Any, sources: list[tuple[Any, ...]], base: int, specs: list[Spec]) -> None:
+        dtypes = tuple(spec.dtype for spec in call.input_specs if spec is not None)
+        may_fail = call.kind is Kind.PURE and fallible(call.op, dtypes, True)
+        self.block.ops.append(
+            FlatOp(call.op, call.form, call.attrs, call.layout, call.kind, sources, base, specs, call.name, may_fail)
+        )
+        flat_op = self.block.ops[-1]
+        handles = [source[1] for source in sources if source[0] == "r"]
+        for handle in handles:
+            if not any(handle is known for known in self.block.resources):
+                self.block.resources.append(handle)
+        tainted = any(s[0] == "l" and s[1] in self.tainted for s in sources)
+        if call.kind is Kind.WRITE:
+            self.written.update(id(handle) for handle in handles)
+        elif tainted or any(id(handle) in self.written for handle in handles):
+            self.tainted.update(range(base, base + len(specs)))
+            flat_op.tainted = True
+
+    def _gradient(self, node: Node) -> None:
+        call, block = node.call, self.block
+        checks = [self.source(rule, (node, index))[1] for index, rule in enumerate(node.rules)]
+        before = len(block.params)
+        base = block.flat
+        first_op = len(block.ops)
+        all_specs: list[Spec] = []
+        number = len(node.rules)
+        out = 0
+        for place, (inner, rules) in enumerate(zip(call.inner, node.inner_rules, strict=True)):
+            sources = []
+            for rule in rules:
+                sources.append(self.source(rule, (node, number))[0])
+                number += 1
+            specs = [Spec(spec.dtype, spec.shape) for spec in inner.outputs]
+            self._flat_op(node, inner, sources, block.flat, specs)
+            for index, spec in enumerate(specs):
+                self.where[(node, out)] = block.flat
+                block.owners.append((node, out))
+                block.places.append((block.positions + place, index))
+                block.flat += 1
+                out += 1
+                all_specs.append(spec)
+        results = tuple(self._result(item, (node, number + index)) for index, item in enumerate(node.results))
+        self._step(node, call, tuple(checks), base, all_specs, first_op)
+        step = block.steps[-1]
+        step.results = results
+        implicit = []
+        for key, param in self.params.items():
+            if param < before:
+                continue
+            if key[0] == "node":
+                implicit.append((param, key[1], key[2]))
+                key[1].needed.add(key[2])
+            elif key[0] == "ext":
+                owner, argument = key[1]
+                implicit.append((param, owner, -1 - argument))
+                owner.needed.add(-1 - argument)
+        step.implicit = tuple(implicit)
+
+    def _result(self, item: Any, use: tuple[Node, int]) -> Any:
+        if item is None:
+            return None
+        if isinstance(item, tuple):
+            return tuple(self._result(part, use) for part in item)
+        rule: Rule = item
+        if rule.need is Need.LOCAL and rule.node is not None and (rule.node, rule.out) not in self.where:
+            rule.node.needed.add(rule.out)
+            return ("n", rule.node, rule.out)
+        if rule.need is Need.SHARED:
+            owner, argument = rule.share or use
+            owner.needed.add(-1 - argument)
+            return ("n", owner, -1 - argument)
+        if rule.need is Need.KNOWN:
+            return ("k", rule.value)
+        source = self.source(rule, use)[0]
+        return source
+
+
+def _may_fail(node: Node) -> bool:
+    dtypes = tuple(spec.dtype for spec in node.call.input_specs if spec is not None)
+    return fallible(node.call.op, dtypes, True)
+
+
+def _nest(checks: list[Check], layout: tuple[int, ...]) -> list[Check]:
+    nested: list[Check] = []
+    index = 0
+    for count in layout:
+        if count < 0:
+            nested.append(checks[index])
+            index += 1
+        else:
+            nested.append((LIST, tuple(checks[index : index + count])))
+            index += count
+    return nested
+
+
+def build_block(graph: TraceGraph, start: Node, uid: int, lower: Callable[[Block], None]) -> Block:
+    """Follow the hottest way from ``start`` to the next cut and make a block of it.
+
+    Args:
+        graph: the TraceGraph (for its trace count).
+        start: the first node.
+        uid: a number for the block, unique in the session.
+        lower: builds the block's graph, which also tells which shapes are static (`compile.lowering`).
+    """
+    builder = _Builder(uid)
+    node: Node | None = start
+    seen: set[Node] = set()
+    reason: str | None = None
+    while node is not None:
+        if node in seen:
+            reason = "back edge"
+            break
+        if builder.nodes and node.cut_before:
+            reason = node.cut_before
+            break
+        if not builder.admits(node):
+            reason = "an effect's result feeds a fallible op"
+            break
+        builder.add(node)
+        seen.add(node)
+        if node.cut_after:
+            reason = node.cut_after
+            break
+        if node.gap is not None and node.gap > GAP_SECONDS and graph.traces > 1:
+            reason = "host time"
+            builder.block.prompt = True
+            break
+        node = node.hottest()
+    block = builder.block
+    block.nodes = tuple(builder.nodes)
+    block.reason = reason or "region end"
+    block.built_from = block.revisions
+    if block.nodes[0].kind is not Kind.OWNER:
+        lower(block)
+    return block
+
+
+def free_attrs(attrs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Attributes without the seeds (a draw takes its seeds as they come)."""
+    pairs = zip(attrs[::2], attrs[1::2], strict=True)
+    return tuple(item for name, value in pairs if name not in SEED_ATTRS for item in (name, value))

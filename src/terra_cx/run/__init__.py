@@ -1,0 +1,1 @@
+"""Co-execution itself: slots, channels, the skeleton, the graph runner, fallback."""

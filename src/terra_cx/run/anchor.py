@@ -1,0 +1,147 @@
+"""One active anchor: its TraceGraph, its blocks, and where it stands between first trace and co-execution."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from statistics import median
+from typing import Any
+
+from terra_cx.compile.blocks import Block, build_block
+from terra_cx.compile.lowering import lower
+from terra_cx.trace.tracegraph import Node, TraceGraph
+
+__all__ = ["ActiveAnchor", "Fallback", "Stage"]
+
+MAX_UNSETTLED = 16
+"""Traced regions in a row that each added something, after which the anchor is given up."""
+_WINDOW = 20
+
+
+class Stage(Enum):
+    """What the anchor's next region will be."""
+
+    TRACING = "tracing"
+    CO = "co-executing"
+    GIVEN_UP = "given up"
+
+
+@dataclass(slots=True)
+class Fallback:
+    """One kind of fallback: reason id, the user's line, what differed, how often, how long."""
+
+    reason: str
+    line: str
+    detail: str
+    count: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class ActiveAnchor:
+    """See the module's page. Times are in seconds."""
+
+    line: str
+    graph: TraceGraph
+    next_uid: Callable[[], int]
+    needed: int = 1
+    """Traced regions that must add nothing before co-execution starts."""
+    stage: Stage = Stage.TRACING
+    settled: int = 0
+    unsettled: int = 0
+    given_up: str | None = None
+    regions: Counter[str] = field(default_factory=Counter)
+    fallbacks: dict[tuple[str, str], Fallback] = field(default_factory=dict)
+    eager_times: list[float] = field(default_factory=list)
+    co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
+    _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _blocks: dict[Node, Block] = field(default_factory=dict)
+    _versions: dict[Node, int] = field(default_factory=dict)
+
+    def block_for(self, node: Node) -> Block:
+        """The block that starts at ``node``, built anew if the TraceGraph's nodes in it have changed."""
+        block = self._blocks.get(node)
+        version = self.graph.version
+        if block is not None:
+            if self._versions[node] == version:
+                return block
+            if block.built_from == block.revisions:
+                self._versions[node] = version
+                return block
+        block = build_block(self.graph, node, self.next_uid(), lower)
+        self._blocks[node] = block
+        self._versions[node] = version
+        return block
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The current blocks."""
+        return list(self._blocks.values())
+
+    def forget_blocks(self) -> None:
+        """Drop all compiled functions."""
+        self._blocks.clear()
+        self._versions.clear()
+
+    def traced(self, changed: bool) -> None:
+        """A traced region was merged; decide whether the graph is stable."""
+        self.regions["traced"] += 1
+        if changed:
+            self.settled = 0
+            self.unsettled += 1
+        else:
+            self.settled += 1
+            self.unsettled = 0
+        if self.settled >= self.needed:
+            self.stage = Stage.CO
+        elif self.unsettled >= MAX_UNSETTLED:
+            self.give_up(f"unsettled: {self.unsettled} traced regions in a row each did something new")
+
+    def co_executed(self, seconds: float, whole: bool) -> None:
+        """A region of stage CO ended; ``whole`` if it did not diverge."""
+        self.regions["co_executed" if whole else "diverged"] += 1
+        self._recent.append(whole)
+        if whole:
+            self.co_times.append(seconds)
+        if len(self._recent) == _WINDOW and sum(self._recent) < _WINDOW // 2:
+            reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
+            self.give_up(f"diverges: {_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})")
+
+    def fell_back(self, reason: str, line: str, detail: str) -> Fallback:
+        """Count a fallback."""
+        found = self.fallbacks.get((reason, line))
+        if found is None:
+            found = self.fallbacks[reason, line] = Fallback(reason, line, detail)
+        found.count += 1
+        return found
+
+    def give_up(self, reason: str) -> None:
+        """Go back to plain eager for good."""
+        self.stage = Stage.GIVEN_UP
+        self.given_up = reason
+        self.forget_blocks()
+
+    def step_ms(self) -> tuple[float | None, float | None]:
+        """Median milliseconds of an eager region at the start (the first, which warms up, left out) and of a steady
+        co-executed one."""
+        eager = self.eager_times[1:] or self.eager_times
+        co = list(self.co_times)[5:] or list(self.co_times)
+        return (median(eager) * 1e3 if eager else None, median(co) * 1e3 if co else None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "line": self.line,
+            "state": self.stage.value,
+            "nodes": len(self.graph),
+            "blocks": len(self._blocks),
+            "given_up": self.given_up,
+        }
+
+
+def now() -> float:
+    """Seconds on the clock all times of a report use."""
+    return time.perf_counter()

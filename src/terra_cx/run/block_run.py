@@ -1,0 +1,127 @@
+"""One execution of one block: its inputs, its slots, and how far Python has validated it."""
+
+from __future__ import annotations
+
+import threading
+from enum import IntEnum
+from typing import Any, Protocol
+
+from terra_cx.compile.blocks import Block
+from terra_cx.tf.slots import Slot
+
+__all__ = ["BlockRun", "Draw", "State"]
+
+
+class State(IntEnum):
+    """The life of a block run."""
+
+    OPEN = 0
+    """Python is still validating it."""
+    SENT = 1
+    """It was handed to the graph runner."""
+    DONE = 2
+    """Its live slots are filled."""
+    FAILED = 3
+    """One of its ops failed; slots before that op are filled, the others hold the error."""
+    DROPPED = 4
+    """It never ran, because an earlier run failed."""
+
+
+class Draw:
+    """A stateful random op as Python asked for it: run by the graph runner as its own eager op."""
+
+    __slots__ = ("args", "form", "name", "op", "step")
+
+    def __init__(self, step: Any, op: str, form: str, name: str | None, args: Any) -> None:
+        self.step = step
+        self.op = op
+        self.form = form
+        self.name = name
+        self.args = args
+
+
+class Fetcher(Protocol):
+    """Who knows how to get a slot filled: the skeleton."""
+
+    def fetch(self, slot: Slot) -> None:
+        """Return when the slot holds a value or an error."""
+
+
+class BlockRun:
+    """See the module's page.
+
+    ``params`` holds a `Slot` (made by an earlier run) or a real tensor per parameter, ``slots`` a slot per flat output
+    validated so far (None where Python got a real tensor), ``pos`` the number of validated steps, ``start`` the
+    region's position of its first op.
+    """
+
+    __slots__ = (
+        "block",
+        "draws",
+        "error",
+        "fetcher",
+        "keep",
+        "outputs",
+        "params",
+        "partial",
+        "pos",
+        "region",
+        "slots",
+        "start",
+        "state",
+        "waiter",
+    )
+
+    def __init__(self, block: Block, fetcher: Fetcher, start: int, region: int) -> None:
+        self.block = block
+        self.fetcher = fetcher
+        self.start = start
+        self.region = region
+        self.params: list[Any] = [None] * len(block.params)
+        self.slots: list[Slot | None] = []
+        self.draws: list[Draw] = []
+        self.pos = 0
+        self.state = State.OPEN
+        self.partial = False
+        self.keep = False
+        self.outputs: frozenset[int] = frozenset()
+        self.error: BaseException | None = None
+        self.waiter: threading.Lock | None = None
+
+    def fetch(self, slot: Slot) -> None:
+        """`Slot.resolve` asks here."""
+        self.fetcher.fetch(slot)
+
+    @property
+    def complete(self) -> bool:
+        """Whether Python has validated all of it."""
+        return self.pos == len(self.block.steps)
+
+    @property
+    def position(self) -> int:
+        """The region's position after the last validated op."""
+        if self.complete:
+            return self.start + self.block.positions
+        return self.start + self.block.steps[self.pos].position
+
+    def finish(self, state: State) -> None:
+        """The runner is done with it: let go of what nobody needs, wake who waits."""
+        if not self.keep:
+            self.params = []
+            self.draws = []
+            for slot in self.slots:
+                if slot is not None:
+                    slot.run = None
+            self.slots = []
+        self.state = state
+        waiter = self.waiter
+        if waiter is not None:
+            waiter.release()
+
+    def fail(self, error: BaseException, state: State = State.FAILED) -> None:
+        """Give every unfilled slot the error."""
+        self.error = error
+        for slot in self.slots:
+            if slot is not None and slot.value is None:
+                slot.error = error
+        self.finish(state)

@@ -1,0 +1,280 @@
+"""The conductor: moves the owner thread between survey, tracing, co-execution and plain eager, region by region.
+
+It is the only place that decides which handler is in charge of the dispatch boundary. All its methods run on the owner
+thread, at anchor visits or inside a divergence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from terra_cx.config import Options
+from terra_cx.run.anchor import ActiveAnchor, Stage
+from terra_cx.run.fallback import prefix, recover
+from terra_cx.run.graph_runner import GraphRunner
+from terra_cx.run.skeleton import Diverge, Skeleton
+from terra_cx.run.switch_interval import SwitchInterval
+from terra_cx.tf.boundary import Boundary
+from terra_cx.tf.native import REAL
+from terra_cx.trace.recorder import Recorder
+from terra_cx.trace.tracegraph import TraceGraph
+
+__all__ = ["Conductor", "Observer"]
+
+_QUEUE = 256
+"""Block runs that may be queued; the run-ahead limit in regions bounds them long before."""
+
+
+class Observer(Protocol):
+    """What ties ops to user statements (`observe.statements.StatementObserver`)."""
+
+    def start(self, anchor_frame: Any) -> None:
+        """Observe from here on."""
+
+    def stop(self) -> None:
+        """Stop observing."""
+
+    def loop_visit(self, anchor_id: int, frame: Any) -> None:
+        """A loop inside the region starts an iteration."""
+
+    def locate(self, frame: Any) -> Any:
+        """The site of an op issued below ``frame``."""
+
+    def user_mark(self) -> int:
+        """Counts calls of user functions."""
+
+
+class Conductor:
+    """See the module's page."""
+
+    def __init__(self, options: Options, boundary: Boundary, observer: Observer, internal: Callable[[str, BaseException], None]):
+        self.options = options
+        self.boundary = boundary
+        self.observer = observer
+        self.internal = internal
+        self.runner = GraphRunner(_QUEUE, options.watchdog, self._stalled)
+        self.runner.internal = internal
+        self.switch = SwitchInterval()
+        self.anchors: dict[int, ActiveAnchor] = {}
+        self.current: ActiveAnchor | None = None
+        self.skeleton: Skeleton | None = None
+        self.recorder: Recorder | None = None
+        self.diverged_at: float | None = None
+        self.visits: list[tuple[int, int]] = []
+        self.co_seconds = 0.0
+        self.waited = 0.0
+        self._fallback: Any = None
+        self._uids = itertools.count()
+        self._region_start = 0.0
+        self._skeletons: dict[int, Skeleton] = {}
+        self.owner = threading.get_ident()
+        self._tail_limit = 0
+
+    # -- anchors -------------------------------------------------------------------------------------------------
+    def activate(self, anchor_id: int, line: str, eager_times: list[float]) -> ActiveAnchor:
+        """Make an anchor active; its next regions are traced."""
+        anchor = ActiveAnchor(line, TraceGraph(self.options.max_nodes), lambda: next(self._uids), needed=1)
+        anchor.eager_times = eager_times
+        self.anchors[anchor_id] = anchor
+        return anchor
+
+    def visit(self, anchor: ActiveAnchor, frame: Any) -> None:
+        """An active anchor is visited: the region before ends, the next begins.
+
+        Raises:
+            BaseException: a deferred kernel error of the program.
+        """
+        if not REAL["TFE_Py_TapeSetIsEmpty"]():
+            return  # a loop under an open tape is no region boundary
+        self.end_region()
+        self.begin_region(anchor, frame)
+
+    def begin_region(self, anchor: ActiveAnchor, frame: Any) -> None:
+        """Start a region of ``anchor`` in the stage that the anchor is in."""
+        self.current = anchor
+        self.visits.clear()
+        self._region_start = time.perf_counter()
+        if anchor.stage is Stage.GIVEN_UP:
+            self.boundary.use(self.boundary.passive)
+            return
+        if anchor.stage is Stage.CO and self.options.mode in ("co", "lazy"):
+            skeleton = self._skeleton(anchor)
+            skeleton.begin()
+            self.skeleton = skeleton
+            self.switch.shorten()
+            self.boundary.use(skeleton)
+            return
+        self._record(frame)
+
+    def _skeleton(self, anchor: ActiveAnchor) -> Skeleton:
+        found = self._skeletons.get(id(anchor))
+        if found is None or found.graph is not anchor.graph:
+            found = Skeleton(
+                anchor.graph,
+                anchor.block_for,
+                self.runner,
+                self.on_divergence,
+                lazy=self.options.mode == "lazy",
+                run_ahead=self.options.run_ahead,
+                sync_errors=self.options.sync_errors,
+            )
+            self._skeletons[id(anchor)] = found
+        return found
+
+    def _record(self, frame: Any) -> Recorder:
+        recorder = Recorder(self.observer.locate, self.observer.user_mark)
+        self.recorder = recorder
+        self.observer.start(frame)
+        self.boundary.watch_reads(recorder.fetched)
+        self.boundary.use(recorder)
+        return recorder
+
+    # -- the end of a region -------------------------------------------------------------------------------------
+    def end_region(self) -> None:
+        """End the region in progress, if any.
+
+        Raises:
+            BaseException: a deferred kernel error of the program.
+        """
+        anchor, self.current = self.current, None
+        if anchor is None:
+            return
+        skeleton, recorder = self.skeleton, self.recorder
+        self.skeleton = self.recorder = None
+        seconds = time.perf_counter() - self._region_start
+        if recorder is not None:
+            self._stop_recording()
+            self._merge(anchor, recorder, skeleton, seconds)
+        elif skeleton is not None:
+            before = skeleton.waited
+            try:
+                skeleton.end()
+            finally:
+                seconds = time.perf_counter() - self._region_start
+                anchor.co_executed(seconds, True)
+                self.co_seconds += seconds
+                self.waited += skeleton.waited - before
+        elif anchor.stage is Stage.GIVEN_UP:
+            anchor.regions["eager"] += 1
+
+    def _stop_recording(self) -> None:
+        self.observer.stop()
+        self.boundary.watch_reads(None)
+        self.boundary.use(self.boundary.passive)
+
+    def _merge(self, anchor: ActiveAnchor, recorder: Recorder, skeleton: Skeleton | None, seconds: float) -> None:
+        diverged = skeleton is not None
+        if self._fallback is not None and self.diverged_at is not None:
+            self._fallback.seconds += time.perf_counter() - self.diverged_at
+            self._fallback = self.diverged_at = None
+        trace = recorder.trace
+        if trace.refused is not None:
+            reason, detail = trace.refused
+            anchor.fell_back(reason, anchor.line, detail)
+            anchor.regions["traced"] += 1
+            anchor.give_up(f"{reason}: {detail}")
+            return
+        result = anchor.graph.merge(trace)
+        if anchor.graph.overgrown:
+            anchor.give_up(f"graph-too-large: more than {anchor.graph.max_nodes} nodes")
+        elif diverged:
+            anchor.co_executed(seconds, False)
+        else:
+            anchor.traced(not result.nothing_new)
+
+    # -- divergence ----------------------------------------------------------------------------------------------
+    def on_divergence(self, divergence: Diverge) -> Any:
+        """The skeleton met something new: recover, and record the rest of the region.
+
+        Returns:
+            The handler that goes on.
+
+        Raises:
+            BaseException: a kernel error of an op that Python has already issued.
+        """
+        skeleton, anchor = self.skeleton, self.current
+        assert skeleton is not None and anchor is not None
+        start = time.perf_counter()
+        line = user_line(sys._getframe(1))
+        self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
+        self.diverged_at = start
+        skeleton.active = False
+        try:
+            recover(skeleton)
+        except BaseException:
+            # The program's own error: the region goes on eagerly, nothing is merged.
+            self.boundary.use(self.boundary.passive)
+            self.skeleton = self.current = None
+            anchor.co_executed(0.0, False)
+            raise
+        recorder = self._record(None)
+        for anchor_id, iteration in self.visits:
+            del anchor_id, iteration
+        prefix(skeleton, recorder)
+        return recorder
+
+    def abandon(self) -> None:
+        """Go back to plain eager for good, running whatever is validated but not dispatched."""
+        skeleton, recorder = self.skeleton, self.recorder
+        self.skeleton = self.recorder = self.current = None
+        if recorder is not None:
+            self._stop_recording()
+        elif skeleton is not None:
+            try:
+                recover(skeleton)
+            finally:
+                self.boundary.use(self.boundary.passive)
+        for anchor in self.anchors.values():
+            if anchor.stage is not Stage.GIVEN_UP:
+                anchor.give_up("internal error of terra-cx")
+
+    def flush(self) -> None:
+        """The program pauses or ends: run what is pending and wait for the runner.
+
+        Raises:
+            BaseException: a deferred kernel error of the program.
+        """
+        self.end_region()
+        for skeleton in self._skeletons.values():
+            skeleton.drain()
+        self.boundary.use(self.boundary.passive)
+        self.switch.restore()
+
+    def close(self) -> None:
+        """End the graph runner."""
+        self.runner.close()
+        self.switch.restore()
+
+    def barrier(self) -> None:
+        """Control leaves a ``try`` that has handlers: errors of ops issued inside must surface inside."""
+        skeleton = self.skeleton
+        if skeleton is not None and self.recorder is None and threading.get_ident() == self.owner:
+            skeleton.barrier()
+
+    def _stalled(self, where: str) -> None:
+        frame = sys._current_frames().get(self.owner)
+        line = user_line(frame) if frame is not None else "?"
+        run = self.runner.current
+        graph = run.block.line if run is not None else "idle"
+        print(f"terra-cx: still {where} after {self.options.watchdog:g} s; Python is at {line}, the graph at {graph}", file=sys.stderr)
+
+
+_OURS = __file__.rsplit("/", 2)[0]
+
+
+def user_line(frame: Any) -> str:
+    """``file:line`` of the innermost frame outside this package and installed libraries."""
+    first = None
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_OURS):
+            first = first or f"{name}:{frame.f_lineno}"
+            if "site-packages" not in name and "dist-packages" not in name:
+                return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return first or "?"

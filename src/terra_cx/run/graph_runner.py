@@ -1,0 +1,198 @@
+"""The graph runner: the thread that executes block runs in program order.
+
+Guarantees:
+
+* Runs are executed one at a time, in the order in which they were sent; a run is executed at most once.
+* A failed run changed nothing when its compiled block failed; it is replayed op by op, so that exactly eager's effects,
+  values and exception remain. No later run is executed until the owner thread has taken the error.
+* A run's slots are filled before its waiter is woken.
+* The thread is no daemon (a daemon inside TensorFlow crashes the interpreter's exit); `close` ends it, and is also
+  registered to run before the interpreter joins its threads.
+* An error of our own while executing a run is caught: the run is replayed op by op, the block stays eager.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from terra_cx.compile.lowering import function_of, lower
+from terra_cx.run.block_run import BlockRun, State
+from terra_cx.run.channels import Channel, ChannelError
+from terra_cx.run.eager import OpFailed, annotate, do_draw, feeds_of, run_eagerly, settle
+from terra_cx.run.verify import Snapshot, same_bits
+
+__all__ = ["GraphRunner", "RunnerStatistics"]
+
+
+@dataclass(slots=True)
+class RunnerStatistics:
+    """Counters of the graph runner: runs compiled and op by op, seconds of work and of compiling."""
+
+    compiled_runs: int = 0
+    eager_runs: int = 0
+    variants: int = 0
+    mismatches: int = 0
+    busy: float = 0.0
+    compile_seconds: float = 0.0
+
+
+class GraphRunner:
+    """See the module's guarantees. ``path`` is the channel on which runs arrive."""
+
+    def __init__(self, capacity: int, watchdog: float, on_stall: Callable[[str], None]) -> None:
+        self.path: Channel[BlockRun] = Channel("path", capacity, watchdog, on_stall)
+        self.watchdog = watchdog
+        self.stalled = on_stall
+        self.statistics = RunnerStatistics()
+        self.failed: BlockRun | None = None
+        self.internal: Callable[[str, BaseException], None] = lambda what, error: None
+        self.current: BlockRun | None = None
+        self._thread: threading.Thread | None = None
+        self._sent: BlockRun | None = None
+
+    # -- owner side ----------------------------------------------------------------------------------------------
+    def send(self, run: BlockRun) -> None:
+        """Hand a validated run over; blocks while too many are queued."""
+        if self._thread is None:
+            self._start()
+        run.state = State.SENT
+        self._sent = run
+        self.path.send(run)
+
+    @property
+    def last_sent(self) -> BlockRun | None:
+        """The youngest run handed over, if any; when it is done, all are."""
+        return self._sent
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._main, name="terra-cx graph runner", daemon=False)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Execute what is queued, then end the thread and wait for it."""
+        self.path.close()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+            self._thread = None
+
+    def take_error(self) -> BaseException | None:
+        """The deferred error, once; runs can be executed again afterwards."""
+        run, self.failed = self.failed, None
+        return run.error if run is not None else None
+
+    # -- runner side ---------------------------------------------------------------------------------------------
+    def _main(self) -> None:
+        while True:
+            try:
+                run = self.path.receive()
+            except ChannelError:
+                return
+            start = time.perf_counter()
+            self.current = run
+            failed = self.failed
+            if failed is not None:
+                assert failed.error is not None
+                run.fail(failed.error, State.DROPPED)
+            else:
+                self._execute(run)
+            self.current = None
+            self.statistics.busy += time.perf_counter() - start
+            del run, failed
+
+    def _execute(self, run: BlockRun) -> None:
+        try:
+            self._compute(run)
+        except OpFailed as failure:
+            self.failed = run
+            run.fail(annotate(failure.error, failure.step))
+            return
+        except BaseException as error:
+            self.internal(f"graph runner, block at {run.block.line}", error)
+            run.fail(error)
+            self.failed = run
+            return
+        run.finish(State.DONE)
+
+    def _compute(self, run: BlockRun) -> None:
+        block = run.block
+        feeds = feeds_of(run)
+        if run.partial or block.eager is not None:
+            self.statistics.eager_runs += 1
+            self._truth(run, feeds)
+            return
+        function = block.variants.get(run.outputs)
+        if function is None:
+            self.statistics.eager_runs += 1
+            self._first(run, feeds)
+            return
+        for draw in run.draws:
+            try:
+                values = do_draw(draw)
+            except BaseException as error:
+                raise OpFailed(draw.step, error) from error
+            for index, value in enumerate(values):
+                flat = draw.step.base + index
+                feeds[block.draws[flat]] = value
+                slot = run.slots[flat]
+                if slot is not None:
+                    slot.value = value
+        try:
+            results = function(feeds)
+        except Exception:
+            # The block changed nothing. Its draws are made; replay the other ops with them, which raises what eager
+            # raises (if it does not raise, the block was wrong to fail and its values are eager's all the same).
+            self.statistics.eager_runs += 1
+            self._truth(run, feeds, drawn=True)
+            return
+        self.statistics.compiled_runs += 1
+        slots = run.slots
+        for flat, value in zip(sorted(run.outputs), results, strict=True):
+            slot = slots[flat]
+            if slot is not None:
+                slot.value = value
+
+    def _truth(self, run: BlockRun, feeds: list[object], drawn: bool = False) -> list[object]:
+        values = run_eagerly(run, feeds, drawn)
+        settle(run, values)
+        return values
+
+    def _first(self, run: BlockRun, feeds: list[object]) -> None:
+        """Run op by op, make the compiled function, and compare it with the truth."""
+        block = run.block
+        start = time.perf_counter()
+        try:
+            before = Snapshot(block)
+        except Exception as error:  # an uninitialised variable, a dtype that cannot be read: no comparison, no block
+            block.eager = f"cannot be verified: {type(error).__name__}"
+            self._truth(run, feeds)
+            return
+        values = self._truth(run, feeds)
+        after = before.again()
+        try:
+            function = function_of(block, run.outputs)
+            before.restore()
+            results = function(feeds)
+            good = all(
+                same_bits(result, values[flat]) for flat, result in zip(sorted(run.outputs), results, strict=True)
+            ) and after.equals(before.again())
+        except Exception as error:
+            block.eager = f"{type(error).__name__}: {str(error)[:200]}"
+            self.internal(f"compiling the block at {block.line}", error)
+            return
+        finally:
+            after.restore()
+            self.statistics.compile_seconds += time.perf_counter() - start
+        self.statistics.variants += 1
+        if good:
+            return
+        self.statistics.mismatches += 1
+        block.variants.clear()
+        if block.barriers:
+            block.eager = "its compiled form differs from eager"
+        else:
+            block.barriers = True
+            lower(block)

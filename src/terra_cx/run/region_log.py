@@ -1,0 +1,78 @@
+"""What happened in the region that is being co-executed: its runs, its tapes, and what the tapes were told.
+
+The log is what recovery replays: a divergence under an open tape rebuilds the native tape from it. A finished region's
+log is kept only while one of its tapes could still be asked for a gradient.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from terra_cx.run.block_run import BlockRun
+from terra_cx.tf.slots import Slot
+
+__all__ = ["Event", "RegionLog"]
+
+
+class Event:
+    """A tape event before the op at ``position``: ``what`` as in `trace.records.TapeEvent`."""
+
+    __slots__ = ("args", "detail", "position", "tape", "what")
+
+    def __init__(self, position: int, what: str, tape: int = -1, args: Any = None, detail: Any = None) -> None:
+        self.position = position
+        self.what = what
+        self.tape = tape
+        self.args = args
+        self.detail = detail
+
+
+def _references(tapes: list[Any], index: int) -> int:
+    return sys.getrefcount(tapes[index])
+
+
+_BASE = _references([object()], 0)
+
+
+class RegionLog:
+    """See the module's page. ``bound`` maps (node, output) to the slot or tensor that later gradients may ask for."""
+
+    __slots__ = ("accesses", "bound", "consumed", "events", "number", "position", "runs", "tapes")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.runs: list[BlockRun] = []
+        self.events: list[Event] = []
+        self.tapes: list[Any] = []
+        self.consumed: set[int] = set()
+        self.accesses: list[tuple[int, Any]] = []
+        self.bound: dict[tuple[Any, int], Any] = {}
+        self.position = 0
+
+    def tape_number(self, tape: Any) -> int:
+        """The tape's number in order of creation, -1 if the region did not make it."""
+        for index, known in enumerate(self.tapes):
+            if known is tape:
+                return index
+        return -1
+
+    def created(self, tape: int) -> int:
+        """The position at which the tape was made."""
+        return next(e.position for e in self.events if e.what == "new" and e.tape == tape)
+
+    def persistent(self, tape: int) -> bool:
+        """Whether the tape may be asked more than once."""
+        return bool(next(e.detail[0] for e in self.events if e.what == "new" and e.tape == tape))
+
+    def askable(self) -> list[int]:
+        """Tapes that some code can still ask for a gradient: not consumed, and referenced by more than this log."""
+        return [
+            index
+            for index in range(len(self.tapes))
+            if index not in self.consumed and _references(self.tapes, index) > _BASE
+        ]
+
+    def slots(self) -> list[Slot]:
+        """All slots of the region's runs that still exist."""
+        return [slot for run in self.runs for slot in run.slots if slot is not None]

@@ -1,0 +1,751 @@
+"""The skeleton: the user's Python goes on, each op is checked against the TraceGraph and answered with placeholders.
+
+Guarantees:
+
+* An op is answered only if it is the block's next op: same op, attributes, constants, wiring, dtypes and shapes. Anything
+  else is a *leave* (the TraceGraph holds another way on) or a *divergence* (it does not), and nothing is lost by either.
+* A run is handed over only when all its ops have been issued by Python with those very inputs; there is no speculation.
+* Committing an op is the last thing that validating it does; a failed check leaves the run as it was.
+* Ops that arrive while the skeleton itself is working (finalisers, signal handlers) and ops of other threads never touch
+  the run: they execute natively, after what they may depend on.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
+
+import numpy as np
+
+from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, Block, Check, Step, free_attrs
+from terra_cx.run.block_run import BlockRun, Draw, State
+from terra_cx.run.graph_runner import GraphRunner
+from terra_cx.run.region_log import Event, RegionLog
+from terra_cx.run.signature import signature_of
+from terra_cx.tf import native
+from terra_cx.tf.native import REAL, EagerTensor, FallbackException, IndexedSlices
+from terra_cx.tf.opdefs import Kind, arg_layout
+from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
+from terra_cx.tf.slots import Slot
+from terra_cx.trace.rules import same_const, same_known
+from terra_cx.trace.tracegraph import Node, TraceGraph, freeze
+
+__all__ = ["Diverge", "Skeleton"]
+
+_RAW = (int, float, bool, complex, str, bytes, np.ndarray, np.generic, type(None))
+_fast = REAL["TFE_Py_FastPathExecute"]
+_execute = REAL["TFE_Py_Execute"]
+_tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
+_getrefcount = sys.getrefcount
+
+
+def _alive(slots: list[Slot | None]) -> list[int]:
+    return [index for index, slot in enumerate(slots) if slot is not None and _getrefcount(slot) > _SLOT_BASE]
+
+
+def _measure_base() -> int:
+    slots = [Slot.__new__(Slot)]
+    return [_getrefcount(slot) for index, slot in enumerate(slots)][0]
+
+
+_SLOT_BASE = _measure_base()
+
+
+class Diverge(Exception):
+    """The TraceGraph does not hold what Python does; ``reason`` is an id, ``detail`` says it in words."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class Skeleton:
+    """Boundary handler of a co-executed region.
+
+    Args:
+        graph: the anchor's TraceGraph.
+        block_for: gives the current block that starts at a node, building it if needed.
+        runner: executes the runs.
+        diverged: told about a divergence; recovers and returns the handler that goes on with the region (a recorder).
+        lazy: hand runs over only when a value is read, and wait (mode ``lazy``).
+        run_ahead: how many regions Python may be ahead of the graph runner.
+    """
+
+    def __init__(
+        self,
+        graph: TraceGraph,
+        block_for: Callable[[Node], Block],
+        runner: GraphRunner,
+        diverged: Callable[[Diverge], Any],
+        *,
+        lazy: bool,
+        run_ahead: int,
+        sync_errors: bool = False,
+    ) -> None:
+        self.graph = graph
+        self.block_for = block_for
+        self.runner = runner
+        self.diverged = diverged
+        self.lazy = lazy
+        self.run_ahead = run_ahead
+        self.sync_errors = sync_errors
+        self.owner = get_ident()
+        self.log = RegionLog(0)
+        self.kept: list[RegionLog] = []
+        self.run: BlockRun | None = None
+        self.step: Step | None = None
+        self.previous: Node = graph.root
+        self.busy = False
+        self.active = False
+        self.waited = 0.0
+        self.waits: dict[str, float] = {}
+        self.leaves = 0
+        self.ops = 0
+        self._held: list[BlockRun] = []
+        self._ahead: list[BlockRun | None] = []
+        self._signatures: dict[Any, Any] = {}
+
+    # -- regions -------------------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """A region starts."""
+        self.log = RegionLog(self.log.number + 1)
+        self.previous = self.graph.root
+        self.run = self.step = None
+        self.active = True
+
+    def end(self) -> None:
+        """The region is over: dispatch what is left, respect the run-ahead bound, surface a deferred error.
+
+        Raises:
+            BaseException: a kernel error of an earlier op.
+        """
+        self.active = False
+        run = self.run
+        if run is not None:
+            if not run.complete:
+                self.graph.cut(self.here(), "region end")
+                self.leaves += 1
+            self.dispatch()
+        self.previous.ends += 1
+        log = self.log
+        if log.tapes and log.askable():
+            self.kept = [*self.kept, log][-8:]
+        if self.kept:
+            self.kept = [old for old in self.kept if old.askable()]
+        if self.lazy:
+            return
+        self._ahead.append(self.runner.last_sent)
+        if len(self._ahead) > self.run_ahead:
+            oldest = self._ahead.pop(0)
+            if oldest is not None and oldest.state is State.SENT:
+                self.wait(oldest, "run-ahead limit")
+        self.check()
+
+    def check(self) -> None:
+        """Raise a deferred kernel error, if there is one."""
+        if self.runner.failed is not None:
+            self.drain()
+
+    def drain(self) -> None:
+        """Wait until the runner has done all that was handed over.
+
+        Raises:
+            BaseException: a kernel error of an earlier op; ops issued after it never ran, as in eager.
+        """
+        self.hand_over()
+        last = self.runner.last_sent
+        if last is not None and last.state <= State.SENT:
+            self.wait(last, "drain")
+        error = self.runner.take_error()
+        if error is not None:
+            run = self.run
+            if run is not None and run.state is State.OPEN:
+                run.fail(error, State.DROPPED)
+            self.run = self.step = None
+            raise error
+
+    # -- dispatch ------------------------------------------------------------------------------------------------
+    def dispatch(self) -> None:
+        """Hand the open run over, as far as it has been validated."""
+        run = self.run
+        if run is None:
+            return
+        block = run.block
+        if run.pos == 0:  # its first op raised in Python's hands (an exhausted iterator): nothing was validated
+            self.run = self.step = None
+            return
+        self.previous = block.steps[run.pos - 1].node
+        self.log.position = run.position
+        self.run = self.step = None
+        if block.nodes[0].kind is Kind.OWNER or not block.ops and not run.draws:
+            run.finish(State.DONE)
+            return
+        run.partial = not run.complete
+        run.keep = bool(self.log.tapes and self.log.askable())
+        alive = _alive(run.slots)
+        if run.keep:
+            kept = {op.base for op in block.ops if op.kind is Kind.READ} | set(block.draws)
+            alive = sorted({*alive, *(flat for flat in kept if flat < len(run.slots) and run.slots[flat] is not None)})
+        live = frozenset(alive) - block.draws.keys()
+        if not run.partial:
+            if not live <= block.outputs:
+                block.outputs = block.outputs | live
+            run.outputs = block.outputs
+        block.runs += 1
+        run.state = State.SENT
+        if self.lazy:
+            self._held.append(run)
+        else:
+            self.runner.send(run)
+
+    def hand_over(self) -> None:
+        """Mode lazy: give the runner what has been held back."""
+        if self._held:
+            held, self._held = self._held, []
+            for run in held:
+                self.runner.send(run)
+
+    def barrier(self) -> None:
+        """Errors of ops issued so far must surface here: wait if any of them can fail.
+
+        Raises:
+            BaseException: a kernel error of an earlier op.
+        """
+        if any(run.state <= State.SENT and any(op.fallible for op in run.block.ops) for run in self.log.runs):
+            self.dispatch()
+            self.drain()
+
+    def wait(self, run: BlockRun, where: str) -> None:
+        """Wait until ``run`` is done; interruptible by signals, watched by the watchdog."""
+        if run.state > State.SENT:
+            return
+        start = time.perf_counter()
+        lock = threading.Lock()
+        lock.acquire()
+        run.waiter = lock
+        if run.state <= State.SENT:
+            limit = self.runner.watchdog
+            if not lock.acquire(timeout=limit):
+                self.runner.stalled(f"waiting for the graph ({where}), block at {run.block.line}")
+                while run.state <= State.SENT:
+                    lock.acquire(timeout=limit)
+        spent = time.perf_counter() - start
+        self.waited += spent
+        self.waits[where] = self.waits.get(where, 0.0) + spent
+
+    def fetch(self, slot: Slot) -> None:
+        """Python reads a placeholder (see `Slot.resolve`)."""
+        run = slot.run
+        if run is None:
+            return
+        if run.state is State.OPEN:
+            if run is self.run:
+                if not run.complete:
+                    self.graph.cut(self.here(), "fetch")
+                    self.leaves += 1
+                self.dispatch()
+            else:
+                raise RuntimeError("terra-cx: a placeholder of a run that was given up was read; please report this")
+        self.hand_over()
+        if run.state <= State.SENT:
+            self.wait(run, "fetch")
+        if slot.value is None and get_ident() == self.owner and self.runner.failed is not None:
+            self.drain()
+
+    # -- ops -----------------------------------------------------------------------------------------------------
+    def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
+        """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
+        if self.busy or get_ident() != self.owner:
+            return self.foreign(lambda a: _fast(ctx, op, name, *a), args)
+        self.busy = True
+        try:
+            step = self.step
+            if step is not None and step.op == op and step.form == "F":
+                run = self.run
+                width = step.width
+                if args[width:] == step.attrs or step.kind is Kind.DRAW and free_attrs(args[width:]) == free_attrs(step.attrs):
+                    for check, arg in zip(step.checks, args, strict=False):
+                        if not self.admits(run, check, arg):
+                            break
+                    else:
+                        return self.commit(run, step, args, name)  # type: ignore[arg-type]
+        finally:
+            self.busy = False
+        return self.other(ctx, op, name, args)
+
+    def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
+        """``TFE_Py_Execute``: validate and answer with placeholders."""
+        if self.busy or get_ident() != self.owner:
+            return self.foreign(lambda a: _execute(handle, device, op, a[0], attrs, outputs), (list(inputs),))
+        text = op.decode() if isinstance(op, bytes) else op
+        given = tuple(attrs) if attrs else ()
+        inputs = list(inputs)
+        args = (inputs, given, outputs)
+        self.busy = True
+        try:
+            step = self.step
+            if step is not None and self.fits(self.run, step, text, "E", args):
+                return self.commit(self.run, step, args, None)  # type: ignore[arg-type]
+            found = self.elsewhere(text, "E", args)
+            if found is not None:
+                return self.commit(*found, args, None)
+        finally:
+            self.busy = False
+        recorder = self.diverged(Diverge(*self.explain(text, inputs)))
+        return recorder.execute(handle, device, op, resolve_all(inputs), attrs, outputs)
+
+    def other(self, ctx: Any, op: str, name: Any, args: tuple[Any, ...]) -> Any:
+        """A fast-path op that is not the expected one: normalise its arguments, try other ways, else diverge."""
+        args = self.normalise(op, args)
+        step = self.step
+        if step is not None and step.op == op and step.form == "E" and not any(c[0] == LIST for c in step.checks):
+            raise FallbackException("terra-cx: the program is known to take the slow path here")
+        self.busy = True
+        try:
+            if step is not None and self.fits(self.run, step, op, "F", args):
+                return self.commit(self.run, step, args, name)  # type: ignore[arg-type]
+            found = self.elsewhere(op, "F", args)
+            if found is not None:
+                return self.commit(*found, args, name)
+        finally:
+            self.busy = False
+        recorder = self.diverged(Diverge(*self.explain(op, list(args))))
+        return recorder.fast(ctx, op, name, *resolve_all(args))
+
+    def normalise(self, op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What native code would do first: read variables given as arguments, refuse objects it does not know.
+
+        Raises:
+            FallbackException: an argument must be converted by Python; the op arrives again through `execute`.
+        """
+        width = len(arg_layout(op))
+        inputs: list[Any] = []
+        changed = False
+        for arg in args[:width]:
+            items = arg if isinstance(arg, (list, tuple)) else (arg,)
+            for item in items:
+                kind = type(item)
+                if kind is Placeholder or kind is EagerTensor or isinstance(item, (*_RAW, list, tuple)):
+                    continue
+                if not native.is_variable(item):
+                    raise FallbackException("terra-cx: an argument needs conversion")
+            if native.is_variable(arg):
+                arg = native.convert_variable(arg)
+                changed = True
+            elif isinstance(arg, (list, tuple)) and any(native.is_variable(item) for item in arg):
+                arg = [native.convert_variable(item) if native.is_variable(item) else item for item in arg]
+                changed = True
+            inputs.append(arg)
+        return (*inputs, *args[width:]) if changed else args
+
+    def fits(self, run: BlockRun | None, step: Step, op: str, form: str, args: tuple[Any, ...]) -> bool:
+        """Whether an op is what ``step`` expects; binds the run's parameters as it goes."""
+        if step.op != op or step.form != form:
+            return False
+        if form == "F":
+            inputs, attrs = args[: step.width], args[step.width :]
+        else:
+            inputs, attrs = args[0], args[1]
+        if step.kind is Kind.DRAW:
+            if free_attrs(attrs) != free_attrs(step.attrs):
+                return False
+        elif attrs != step.attrs and freeze(attrs) != freeze(step.attrs):
+            return False
+        if step.kind in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
+            return True
+        if len(inputs) != len(step.checks):
+            return False
+        return all(self.admits(run, check, arg) for check, arg in zip(step.checks, inputs, strict=True))
+
+    def admits(self, run: Any, check: Check, arg: Any) -> bool:
+        """Whether an argument is what its check demands."""
+        code = check[0]
+        if code == LOCAL:
+            return type(arg) is Placeholder and arg._slot is run.slots[check[1]]
+        if code == PARAM:
+            if not check[2]:
+                bound = run.params[check[1]]
+                return arg is bound or (type(arg) is Placeholder and arg._slot is bound)
+            if type(arg) is Placeholder:
+                slot = arg._slot
+                if slot.run is run or slot.spec.dtype != check[3] or arg._shape_tuple() != check[4]:
+                    return False
+                run.params[check[1]] = slot
+                return True
+            if type(arg) is not EagerTensor or arg._datatype_enum() != check[3] or arg._shape_tuple() != check[4]:
+                return False
+            run.params[check[1]] = arg
+            return True
+        if code == KNOWN:
+            if arg is check[1]:
+                return True
+            if type(arg) is Placeholder:
+                if arg._slot.value is None:
+                    return False
+                arg = arg._slot.value
+            return type(arg) is EagerTensor and same_known(arg, check[1])
+        if code == CONST:
+            return same_const(arg, check[1])
+        if code == RESOURCE:
+            return arg is check[1] or (type(arg) is Placeholder and arg._slot.value is check[1])
+        if code == FEED:
+            if type(arg) is Placeholder or type(arg) is EagerTensor or not isinstance(arg, (*_RAW, list, tuple)):
+                return False
+            tensor = native.as_tensor(arg, None if check[2] is None else native.dtype_of(check[2]))
+            run.params[check[1]] = tensor
+            return True
+        return (
+            isinstance(arg, (list, tuple))
+            and len(arg) == len(check[1])
+            and all(self.admits(run, inner, item) for inner, item in zip(check[1], arg, strict=True))
+        )
+
+    def elsewhere(self, op: str, form: str, args: tuple[Any, ...]) -> tuple[BlockRun, Step] | None:
+        """Another way on from here that the TraceGraph holds: start its block, leaving the open one if need be."""
+        run = self.run
+        here = self.here()
+        inside = run is not None and not run.complete
+        for node in sorted(here.succ, key=here.succ.__getitem__, reverse=True):
+            if node.call.op != op or node.call.form != form:
+                continue
+            started = self.start(node)
+            if self.fits(started, started.block.steps[0], op, form, args):
+                if inside:
+                    self.left(here)
+                return self.enter(started, here, node)
+        return None
+
+    def here(self) -> Node:
+        """The node of the last validated op."""
+        run = self.run
+        return self.previous if run is None or run.pos == 0 else run.block.steps[run.pos - 1].node
+
+    def start(self, node: Node) -> BlockRun:
+        """A run of the block that begins at ``node``; the open run's placeholders count as made before it."""
+        run = self.run
+        position = self.log.position if run is None else run.position
+        return BlockRun(self.block_for(node), self, position, self.log.number)
+
+    def enter(self, started: BlockRun, here: Node, node: Node) -> tuple[BlockRun, Step]:
+        """Dispatch what was open and go on with ``started``."""
+        self.dispatch()
+        here.succ[node] += 1
+        self.run = started
+        self.step = started.block.steps[0]
+        self.log.runs.append(started)
+        return started, self.step
+
+    def left(self, node: Node) -> None:
+        """The open block was left after ``node``; the second time, a cut is made there."""
+        self.leaves += 1
+        node.leaves += 1
+        if node.leaves >= 2:
+            self.graph.cut(node, "branch")
+
+    def commit(self, run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
+        """The op is what was expected: make its slots, step on, answer."""
+        kind = step.kind
+        slots = run.slots
+        base = step.base
+        if kind is Kind.OWNER:
+            return self.on_owner(run, step, args, name)
+        if kind is Kind.SOURCE:
+            result = self.natively(step, args, name)
+            slots.extend([None] * len(step.specs))
+            self.advance(run)
+            return result
+        if step.needed:
+            self.keep_arguments(step, args)
+        if kind is Kind.KNOWN:
+            slots.extend([None] * len(step.specs))
+            self.advance(run)
+            return _unpack(step.pack, step.values)
+        if kind is Kind.DRAW:
+            run.draws.append(Draw(step, step.op, step.form, name, resolve_all(args)))
+        if step.pack == 0:
+            slot = Slot(step.specs[0], run, base)
+            slots.append(slot)
+            if step.needed and 0 in step.needed:
+                self.log.bound[step.node, 0] = slot
+            self.advance(run)
+            return new_placeholder(slot)
+        made = [Slot(spec, run, base + index) for index, spec in enumerate(step.specs)]
+        slots.extend(made)
+        for out in step.needed:
+            if out >= 0:
+                self.log.bound[step.node, out] = made[out]
+        answer = _unpack(step.pack, [new_placeholder(slot) for slot in made])
+        del made
+        self.advance(run)
+        return answer
+
+    def keep_arguments(self, step: Step, args: tuple[Any, ...]) -> None:
+        """Remember arguments that a gradient in a later block refers to."""
+        wanted = [-1 - out for out in step.needed if out < 0]
+        if not wanted:
+            return
+        flat: list[Any] = []
+        for arg in args[: step.width] if step.form == "F" else args[0]:
+            flat.extend(arg) if isinstance(arg, (list, tuple)) else flat.append(arg)
+        for index in wanted:
+            if index < len(flat):
+                arg = flat[index]
+                self.log.bound[step.node, -1 - index] = arg._slot if type(arg) is Placeholder else arg
+
+    def advance(self, run: BlockRun) -> None:
+        """Step on; a block that is validated to its end and followed by host time is dispatched at once."""
+        self.ops += 1
+        run.pos += 1
+        steps = run.block.steps
+        if run.pos < len(steps):
+            self.step = steps[run.pos]
+            return
+        self.step = None
+        if run.block.prompt:
+            self.dispatch()
+
+    def natively(self, step: Step, args: tuple[Any, ...], name: Any) -> Any:
+        """Run an owner's op as in eager."""
+        if step.form == "F":
+            return _fast(native.context(), step.op, name, *resolve_all(args))
+        inputs, attrs, outputs = args
+        return _execute(native.context()._handle, native.context().device_name, step.op, resolve_all(inputs), attrs, outputs)
+
+    def on_owner(self, run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
+        """An op with outside effects: drain, then run it here, in order."""
+        run.slots.extend([None] * len(step.specs))
+        self.advance(run)
+        self.dispatch()
+        self.busy = False
+        self.drain()
+        return self.natively(step, args, name)
+
+    def explain(self, op: str, args: list[Any]) -> tuple[str, str]:
+        """Why an op diverges, by the difference."""
+        step = self.step
+        if step is None:
+            here = self.here()
+            known = ", ".join(sorted({node.call.op for node in here.succ})) or "the region's end"
+            return "new-op" if op not in known else "new-arguments", f"{op} where {known} is known"
+        if step.op != op:
+            return "new-op", f"{op} where {step.op} is known"
+        for number, (check, arg) in enumerate(zip(step.checks, args if step.form == "F" else args, strict=False)):
+            if not self.admits(self.run, check, arg):
+                return "new-arguments", f"argument {number} of {op}: {_difference(check, arg)}"
+        return "new-attributes", f"attributes of {op}"
+
+    # -- tapes ---------------------------------------------------------------------------------------------------
+    def _event(self, what: str, tape: Any = None, args: Any = None, detail: Any = None) -> None:
+        run = self.run
+        position = self.log.position if run is None else run.position
+        number = self.log.tape_number(tape) if tape is not None else -1
+        self.log.events.append(Event(position, what, number, args, detail))
+
+    def tape_new(self, persistent: Any, watch_accessed: Any) -> Any:
+        """``TFE_Py_TapeSetNew``: the native tape is made and stays empty unless the region diverges."""
+        tape = REAL["TFE_Py_TapeSetNew"](persistent, watch_accessed)
+        if get_ident() == self.owner:
+            self.log.tapes.append(tape)
+            self._event("new", tape, detail=(bool(persistent), bool(watch_accessed)))
+        return tape
+
+    def tape_add(self, tape: Any) -> Any:
+        """``TFE_Py_TapeSetAdd``."""
+        if get_ident() == self.owner:
+            self._event("add", tape)
+        return REAL["TFE_Py_TapeSetAdd"](tape)
+
+    def tape_remove(self, tape: Any) -> Any:
+        """``TFE_Py_TapeSetRemove``."""
+        if get_ident() == self.owner:
+            self._event("remove", tape)
+        return REAL["TFE_Py_TapeSetRemove"](tape)
+
+    def tape_watch(self, tape: Any, tensor: Any) -> Any:
+        """``TFE_Py_TapeWatch``: noted; told to the native tape at once unless the tensor is a placeholder."""
+        if get_ident() == self.owner:
+            self._event("watch", tape, tensor._slot if type(tensor) is Placeholder else tensor)
+        if type(tensor) is not Placeholder:
+            REAL["TFE_Py_TapeWatch"](tape, tensor)
+
+    def tape_stop(self) -> Any:
+        """``TFE_Py_TapeSetStopOnThread``."""
+        if get_ident() == self.owner:
+            self._event("stop")
+        return REAL["TFE_Py_TapeSetStopOnThread"]()
+
+    def tape_restart(self) -> Any:
+        """``TFE_Py_TapeSetRestartOnThread``."""
+        if get_ident() == self.owner:
+            self._event("restart")
+        return REAL["TFE_Py_TapeSetRestartOnThread"]()
+
+    def record_operation(self, name: str, op: Any, outputs: Any, inputs: Any, *rest: Any) -> Any:
+        """Custom gradients: noted for a rebuild, told to nobody else (the native tape is empty)."""
+        if get_ident() != self.owner or self.busy or _tapes_empty() or REAL["TFE_Py_TapeSetIsStopped"]():
+            return REAL[name](op, resolve_all(list(outputs)), resolve_all(list(inputs)), *rest)
+        kept = [[t._slot if type(t) is Placeholder else t for t in group] for group in (outputs, inputs)]
+        self._event("record", args=(name, op, kept[0], kept[1], rest), detail=(str(op), len(kept[0]), len(kept[1])))
+        return None
+
+    def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
+        """``TFE_Py_RecordGradient``: nothing to tell, the op was validated and the native tape is empty."""
+        if get_ident() != self.owner or self.busy or not all(isinstance(t, EagerTensor) for t in outputs):
+            return REAL["TFE_Py_RecordGradient"](op, resolve_all(inputs), attrs, resolve_all(outputs), *scope)
+        return None
+
+    def variable_accessed(self, variable: Any) -> Any:
+        """``TFE_Py_TapeVariableAccessed``: the native tape watches the variable, as in eager."""
+        if self.log.tapes:
+            run = self.run
+            self.log.accesses.append((self.log.position if run is None else run.position, variable.handle))
+        return REAL["TFE_Py_TapeVariableAccessed"](variable)
+
+    def query(self, name: str, *args: Any) -> Any:
+        """A native question about tensors that the skeleton cannot answer: under a tape it is a divergence."""
+        if get_ident() == self.owner and not _tapes_empty():
+            return self.diverged(Diverge("tape-query", f"{name} under an open tape")).query(name, *args)
+        return REAL[name](*[resolve_all(arg) for arg in args])
+
+    def tape_gradient(
+        self, tape: Any, target: Any, sources: Any, output_gradients: Any, sources_raw: Any, unconnected: Any
+    ) -> Any:
+        """``TFE_Py_TapeGradient``: one validated step, whose ops are known from the tape's history."""
+        number = self.log.tape_number(tape)
+        if get_ident() != self.owner:
+            return REAL["TFE_Py_TapeGradient"](
+                tape, resolve_all(list(target)), resolve_all(list(sources)), resolve_all(output_gradients),
+                resolve_all(sources_raw), unconnected,
+            )
+        if number >= 0:
+            given = [g for g in output_gradients or () if g is not None]
+            present = tuple(g is not None for g in output_gradients) if output_gradients is not None else None
+            attrs = (number, len(target), len(sources), present, str(unconnected))
+            flat = [*target, *given, *sources]
+            found = self._gradient_step(attrs, flat, number)
+            if found is not None:
+                if not self.log.persistent(number):
+                    self.log.consumed.add(number)
+                return self._commit_gradient(*found)
+        reason = "new-gradient" if number >= 0 else "tape-across-regions"
+        recorder = self.diverged(Diverge(reason, "tape.gradient of a tape whose history is new"))
+        return recorder.tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
+
+    def _gradient_step(self, attrs: Any, flat: list[Any], tape: int) -> tuple[BlockRun, Step] | None:
+        run, step = self.run, self.step
+        signature = signature_of(self.log, run, tape)
+        if step is not None and step.kind is Kind.GRADIENT and self._gradient_fits(run, step, attrs, flat, signature):
+            return run, step  # type: ignore[return-value]
+        here = self.here()
+        inside = run is not None and not run.complete
+        for node in sorted(here.succ, key=here.succ.__getitem__, reverse=True):
+            if node.kind is not Kind.GRADIENT or node.signature != signature:
+                continue
+            started = self.start(node)
+            if self._gradient_fits(started, started.block.steps[0], attrs, flat, signature):
+                if inside:
+                    self.left(here)
+                return self.enter(started, here, node)
+        return None
+
+    def _gradient_fits(self, run: Any, step: Step, attrs: Any, flat: list[Any], signature: Any) -> bool:
+        if step.attrs != attrs or len(flat) != len(step.checks):
+            return False
+        if step.node.signature is not signature and step.node.signature != signature:
+            return False
+        if not all(self.admits(run, check, arg) for check, arg in zip(step.checks, flat, strict=True)):
+            return False
+        for number, node, out in step.implicit:
+            bound = self.log.bound.get((node, out))
+            if bound is None or (type(bound) is Slot and bound.run is run):
+                return False
+            run.params[number] = bound
+        return all(
+            not (isinstance(item, tuple) and item and item[0] == "n") or (item[1], item[2]) in self.log.bound
+            for item in _flat_results(step.results)
+        )
+
+    def _commit_gradient(self, run: BlockRun, step: Step) -> Any:
+        slots: list[Slot | None] = [None] * len(step.specs)
+        base = step.base
+
+        def slot_of(flat: int) -> Slot:
+            index = flat - base
+            slot = slots[index]
+            if slot is None:
+                slot = slots[index] = Slot(step.specs[index], run, flat)
+            return slot
+
+        def answer(item: Any) -> Any:
+            if item is None:
+                return None
+            what = item[0]
+            if isinstance(what, tuple) or what is None:
+                values, indices, dense = (answer(part) for part in item)
+                return IndexedSlices(values, indices, dense)
+            if what == "l":
+                flat = item[1]
+                slot = slot_of(flat) if flat >= base else run.slots[flat]
+                return new_placeholder(slot)  # type: ignore[arg-type]
+            if what == "k" or what == "r":
+                return item[1]
+            bound = run.params[item[1]] if what == "p" else self.log.bound[item[1], item[2]]
+            return new_placeholder(bound) if type(bound) is Slot else bound
+
+        result = [answer(item) for item in step.results]
+        for out in step.needed:
+            if out >= 0:
+                self.log.bound[step.node, out] = slot_of(base + out)
+        for op in run.block.ops[step.ops[0] : step.ops[1]]:
+            if op.kind is Kind.READ:
+                slot_of(op.base)
+        run.slots.extend(slots)
+        del slots
+        self.advance(run)
+        return result
+
+    # -- others --------------------------------------------------------------------------------------------------
+    def foreign(self, call: Callable[[tuple[Any, ...]], Any], args: tuple[Any, ...]) -> Any:
+        """An op of another thread, or one that arrived while the skeleton was working: run it natively, now."""
+        last = self.runner.last_sent
+        if last is not None and last.state is State.SENT and not self.lazy and get_ident() != self.owner:
+            self.wait(last, "another thread's op")
+        return call(tuple(resolve_all(arg) for arg in args))
+
+
+def _flat_results(results: tuple[Any, ...]) -> list[Any]:
+    flat = []
+    for item in results:
+        if isinstance(item, tuple) and item and (isinstance(item[0], tuple) or item[0] is None):
+            flat.extend(item)
+        else:
+            flat.append(item)
+    return flat
+
+
+def _unpack(pack: Any, values: Any) -> Any:
+    if pack is None:
+        return None
+    if isinstance(pack, int):
+        return values[pack]
+    return [_unpack(item, values) for item in pack]
+
+
+def _difference(check: Check, arg: Any) -> str:
+    code = check[0]
+    if code == PARAM and check[2]:
+        if isinstance(arg, EagerTensor):
+            return f"dtype {arg._datatype_enum()} shape {tuple(arg.shape)} where dtype {check[3]} shape {check[4]} is known"
+        return f"a {type(arg).__name__} where a tensor is known"
+    if code == CONST:
+        return f"{arg!r:.60} where {check[1]!r:.60} is known"
+    if code == KNOWN:
+        return "another value than the guarded one"
+    if code == RESOURCE:
+        return "another variable"
+    return "another tensor"

@@ -1,0 +1,71 @@
+"""The first run of every compiled block is compared, bit for bit, with the same ops run one by one.
+
+The one-by-one run is the truth: its values go to Python and its state stays. The compiled function then runs once more
+from the same starting state, and its outputs and the variables it wrote are compared. A block that differs is compiled
+again with an ``Identity`` on every edge (kernels that oneDNN merged across ops no longer meet); if it still differs it
+runs op by op for ever, and the report says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from terra_cx.compile.blocks import Block
+from terra_cx.tf import native
+from terra_cx.tf.opdefs import Kind
+
+__all__ = ["Snapshot", "same_bits"]
+
+_OPAQUE = frozenset({20, 21})  # resource, variant
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two real tensors are equal in dtype, shape and every bit (NaN equals the same NaN)."""
+    if a._datatype_enum() != b._datatype_enum() or a._shape_tuple() != b._shape_tuple():
+        return False
+    if a._datatype_enum() in _OPAQUE:
+        return True
+    x, y = native.host_value(a), native.host_value(b)
+    if x.dtype == object:
+        return bool((x == y).all())
+    return x.tobytes() == y.tobytes()
+
+
+class Snapshot:
+    """The values of the variables that a block writes."""
+
+    def __init__(self, block: Block) -> None:
+        self._handles: dict[int, tuple[Any, Any]] = {}
+        for op in block.ops:
+            if op.kind is Kind.WRITE:
+                for source in op.inputs:
+                    if source[0] == "r":
+                        self._handles.setdefault(id(source[1]), (source[1], _dtype(source[1])))
+        self._values = self._read()
+
+    def _read(self) -> list[Any]:
+        # A copy, not the variable's own buffer: an in-place update must not reach the snapshot.
+        return [
+            native.run_fast("DeepCopy", None, (native.run_fast("ReadVariableOp", None, (handle, "dtype", dtype)),))
+            for handle, dtype in self._handles.values()
+        ]
+
+    def again(self) -> Snapshot:
+        """A further snapshot of the same variables, now."""
+        other = object.__new__(Snapshot)
+        other._handles = self._handles
+        other._values = other._read()
+        return other
+
+    def restore(self) -> None:
+        """Put the values back."""
+        for (handle, dtype), value in zip(self._handles.values(), self._values, strict=True):
+            native.run_fast("AssignVariableOp", None, (handle, value, "dtype", dtype))
+
+    def equals(self, other: Snapshot) -> bool:
+        """Whether both snapshots hold the same bits."""
+        return all(same_bits(a, b) for a, b in zip(self._values, other._values, strict=True))
+
+
+def _dtype(handle: Any) -> Any:
+    return native.dtype_of(handle._handle_data.shape_and_type[0].dtype)

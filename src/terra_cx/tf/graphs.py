@@ -1,0 +1,205 @@
+"""Builds TensorFlow functions from recorded ops: the private graph API in one place.
+
+Graphs are built with ``FuncGraph`` and run by name through ``TFE_Py_Execute`` with Grappler switched off, which is the
+execution that was shown to equal eager bit for bit. oneDNN still merges some neighbours *inside* a graph; an
+``Identity`` on the edge prevents each of the known merges.
+
+Source: ``tensorflow/python/framework/func_graph.py``, ``eager/polymorphic_function/atomic_function.py``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.eager.polymorphic_function import atomic_function
+from tensorflow.python.framework import constant_op, dtypes, func_graph, op_def_library, ops
+from tensorflow.python.ops import array_ops
+
+from terra_cx.tf import native
+from terra_cx.tf.opdefs import arg_layout, attr_pairs
+from terra_cx.tf.slots import Spec
+
+__all__ = ["CompiledFunction", "GraphBuilder"]
+
+_names = itertools.count()
+_execute = native.REAL["TFE_Py_Execute"]
+
+_FUSED_INPUTS = {"BiasAdd": (0,), "BiasAddGrad": (0,), "BiasAddV1": (0,), "Conv2D": (0,), "DepthwiseConv2dNative": (0,)}
+"""Inputs that get an Identity: oneDNN merges BiasAdd into Conv2D, BiasAddGrad into the filter gradient, Pad into Conv2D."""
+
+
+def _config() -> bytes:
+    proto = config_pb2.ConfigProto()
+    proto.graph_options.rewrite_options.disable_meta_optimizer = True
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+_CONFIG = _config()
+
+
+class CompiledFunction:
+    """A function registered with the eager context; it is removed from the context with this object."""
+
+    def __init__(self, atomic: Any, captures: list[Any], outputs: int, single_threaded: bool) -> None:
+        self._atomic = atomic
+        name = atomic.name
+        self.name: str = name.decode() if isinstance(name, bytes) else name
+        self._captures = captures
+        self._outputs = outputs
+        self._attrs = (
+            "executor_type",
+            "SINGLE_THREADED_EXECUTOR" if single_threaded else "",
+            "config_proto",
+            _CONFIG,
+        )
+
+    def __call__(self, feeds: list[Any]) -> list[Any]:
+        """Run the function.
+
+        Args:
+            feeds: real tensors, one per parameter of the block.
+
+        Returns:
+            The real tensors of the outputs asked for.
+
+        Raises:
+            tf.errors.OpError: a kernel refused a value; by the transaction rule nothing has changed then.
+        """
+        result = _execute(
+            native.context()._handle, None, self.name, feeds + self._captures, self._attrs, self._outputs
+        )
+        return result or []
+
+
+class GraphBuilder:
+    """Adds recorded ops to a new ``FuncGraph``."""
+
+    def __init__(self, barriers: bool) -> None:
+        self.graph = func_graph.FuncGraph(f"terra_block_{next(_names)}")
+        self._barriers = barriers
+        self._feeds: list[Any] = []
+        self._consts: dict[int, Any] = {}
+
+    def feed(self, spec: Spec) -> Any:
+        """A parameter of the given dtype and shape (None: unknown)."""
+        with self.graph.as_default():
+            symbol = array_ops.placeholder(native.dtype_of(spec.dtype), spec.shape)
+        self._feeds.append(symbol)
+        return symbol
+
+    def capture(self, tensor: Any) -> Any:
+        """A tensor bound once, when the function is made: a resource handle or a float constant."""
+        with self.graph.as_default():
+            return self.graph.capture(tensor)
+
+    def const(self, tensor: Any) -> Any:
+        """A host tensor as a Const node, so that shape inference can see its value."""
+        known = self._consts.get(id(tensor))
+        if known is None:
+            with self.graph.as_default(), ops.control_dependencies(None):
+                known = constant_op.constant(native.host_value(tensor), native.dtype_of(tensor._datatype_enum()))
+            self._consts[id(tensor)] = known
+        return known
+
+    def raw(self, value: Any, dtype: int | None) -> Any:
+        """A raw Python argument as a Const node of the dtype that eager converted it to."""
+        with self.graph.as_default(), ops.control_dependencies(None):
+            return constant_op.constant(value, None if dtype is None else native.dtype_of(dtype))
+
+    def op(
+        self,
+        op: str,
+        form: str,
+        attrs: tuple[Any, ...],
+        layout: tuple[int, ...],
+        inputs: Sequence[Any],
+        control: Sequence[Any],
+    ) -> tuple[Any, list[Any]]:
+        """Add one op.
+
+        Args:
+            op: its name.
+            form: "F" or "E", see `trace.records.Call`.
+            attrs: alternating names and values as recorded.
+            layout: see `trace.records.Call`.
+            inputs: symbolic tensors, flat.
+            control: operations that must come first.
+
+        Returns:
+            The operation and its flat outputs.
+        """
+        given = attr_pairs(attrs)
+        grouped: list[Any] = []
+        rows = arg_layout(op)
+        index = 0
+        if form == "F":
+            for count in layout:
+                grouped.append(inputs[index] if count < 0 else list(inputs[index : index + count]))
+                index += max(count, 1) if count < 0 else count
+        else:
+            for _, length_attr, _, is_list in rows:
+                if is_list:
+                    length = given[length_attr]
+                    count = len(length) if isinstance(length, (list, tuple)) else int(length)
+                    grouped.append(list(inputs[index : index + count]))
+                    index += count
+                else:
+                    grouped.append(inputs[index])
+                    index += 1
+        definition = native.op_def(op)
+        with self.graph.as_default():
+            if self._barriers:
+                grouped = [self._fence(value) for value in grouped]
+            else:
+                for position in _FUSED_INPUTS.get(op, ()):
+                    grouped[position] = self._fence(grouped[position])
+            keywords = {arg.name: value for arg, value in zip(definition.input_arg, grouped, strict=True)}
+            inferred = {name for arg in definition.input_arg for name in _inferred(arg, keywords[arg.name])}
+            known = {attr.name: attr for attr in definition.attr}
+            for name, value in given.items():
+                if name in known and name not in inferred and value is not None:
+                    keywords[name] = _attr_value(known[name], value)
+            with ops.control_dependencies(list(control)), ops.device(None):
+                _, _, operation, _ = op_def_library._apply_op_helper(op, name=None, **keywords)
+        return operation, list(operation.outputs)
+
+    @staticmethod
+    def _fence(value: Any) -> Any:
+        if isinstance(value, list):
+            return [GraphBuilder._fence(item) for item in value]
+        if value.dtype in (dtypes.resource, dtypes.variant):
+            return value
+        return array_ops.identity(value)
+
+    @staticmethod
+    def static_shape(symbol: Any) -> tuple[int, ...] | None:
+        """The shape that inference found, None if any part of it is unknown."""
+        shape = symbol.shape
+        return tuple(shape.as_list()) if shape.is_fully_defined() else None
+
+    def finish(self, outputs: Sequence[Any], control: Sequence[Any], single_threaded: bool) -> CompiledFunction:
+        """Register the function with the given outputs; the graph may be finished again with others."""
+        graph = self.graph
+        graph.inputs = [*self._feeds, *graph.internal_captures]
+        with graph.as_default():
+            graph.outputs = [array_ops.identity(symbol) for symbol in outputs]
+        graph.control_outputs = list(control)
+        atomic = atomic_function.from_func_graph(f"__terra_block_{next(_names)}", graph, {})
+        return CompiledFunction(atomic, list(graph.external_captures), len(outputs), single_threaded)
+
+
+def _inferred(arg: Any, value: Any) -> list[str]:
+    """Attributes that follow from an input; an empty list tells nothing, so its attributes must be given."""
+    if isinstance(value, list) and not value:
+        return [arg.number_attr] if arg.number_attr else []
+    return [name for name in (arg.type_attr, arg.number_attr, arg.type_list_attr) if name]
+
+
+def _attr_value(definition: Any, value: Any) -> Any:
+    if definition.type.startswith("list(") and not isinstance(value, (list, tuple)):
+        return [value]
+    return value

@@ -1,0 +1,133 @@
+"""TensorFlow's private names, gathered once.
+
+Every other module takes the names it needs from here, so that a rename in a TensorFlow release is mended in one
+place. ``REAL`` holds the functions of ``pywrap_tfe`` as they were before any hook of ours was installed.
+
+Source: ``tensorflow/python/pywrap_tfe.py``, ``tensorflow/python/framework/ops.py`` (TensorFlow 2.18 to 2.21).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import context as _context
+from tensorflow.python.eager import core as _core
+from tensorflow.python.eager import execute as _execute_module
+from tensorflow.python.framework import dtypes, op_def_registry, ops, tensor_shape
+from tensorflow.python.ops import resource_variable_ops
+
+__all__ = [
+    "REAL",
+    "EagerTensor",
+    "EagerTensorBase",
+    "FallbackException",
+    "IndexedSlices",
+    "NotOkStatus",
+    "as_tensor",
+    "context",
+    "convert_variable",
+    "dtype_of",
+    "host_value",
+    "is_variable",
+    "op_def",
+    "pywrap_tfe",
+    "raise_not_ok",
+    "record_gradient",
+    "run_execute",
+    "run_fast",
+    "tensor_shape",
+]
+
+REAL: dict[str, Callable[..., Any]] = {
+    name: getattr(pywrap_tfe, name) for name in dir(pywrap_tfe) if name.startswith("TFE_")
+}
+"""The unhooked functions of ``pywrap_tfe`` by name."""
+
+EagerTensor: type = ops.EagerTensor
+EagerTensorBase: type = ops._EagerTensorBase
+FallbackException: type[BaseException] = _core._FallbackException
+NotOkStatus: type[BaseException] = _core._NotOkStatusException
+ResourceVariable: type = resource_variable_ops.BaseResourceVariable
+
+_fast = REAL["TFE_Py_FastPathExecute"]
+_execute = REAL["TFE_Py_Execute"]
+
+
+def _indexed_slices() -> type:
+    from tensorflow.python.framework import indexed_slices
+
+    kind: type = indexed_slices.IndexedSlices
+    return kind
+
+
+IndexedSlices: type = _indexed_slices()
+
+
+def context() -> Any:
+    """The eager context of this process, initialised."""
+    ctx = _context.context()
+    ctx.ensure_initialized()
+    return ctx
+
+
+def dtype_of(enum: int) -> Any:
+    """The ``tf.DType`` of a ``DataType`` enum value."""
+    return dtypes._INTERN_TABLE[enum]
+
+
+def op_def(name: str) -> Any:
+    """The ``OpDef`` of a registered op, or None for a function or an op of another library."""
+    return op_def_registry.get(name)
+
+
+def is_variable(value: object) -> bool:
+    """Whether the native fast path would read ``value`` as a resource variable."""
+    return isinstance(value, ResourceVariable)
+
+
+def convert_variable(value: Any) -> Any:
+    """Read a resource variable given as an op's argument, as the native fast path would.
+
+    The read passes the dispatch boundary as an op of its own (``ReadVariableOp``) and tells the open tapes about the
+    access, exactly what C++ does for it (``pywrap_tfe_src.cc``, ``ReadVariableOp``).
+    """
+    return value._read_variable_op()
+
+
+def as_tensor(value: object, dtype: Any = None) -> Any:
+    """Convert a Python or NumPy value to an ``EagerTensor`` now (the data is copied)."""
+    return ops.convert_to_tensor(value, dtype=dtype)
+
+
+def host_value(tensor: Any) -> np.ndarray[Any, Any]:
+    """The value of an ``EagerTensor`` as an array, without a copy where TensorFlow allows it."""
+    return np.asarray(tensor._numpy_internal())
+
+
+def raise_not_ok(error: Any, name: str | None) -> None:
+    """Raise the ``tf.errors`` exception that eager raises for a native status, with its message."""
+    ops.raise_from_not_ok_status(error, name)
+
+
+def run_fast(op: str, name: str | None, args: Sequence[Any]) -> Any:
+    """Execute one op eagerly by the fast path and raise eager's own exceptions."""
+    try:
+        return _fast(context(), op, name, *args)
+    except NotOkStatus as error:
+        raise_not_ok(error, name)
+
+
+def run_execute(device: str | None, op: Any, inputs: Sequence[Any], attrs: Any, outputs: int) -> Any:
+    """Execute one op or function eagerly by ``TFE_Py_Execute`` and raise eager's own exceptions."""
+    try:
+        return _execute(context()._handle, device, op, list(inputs), attrs, outputs)
+    except NotOkStatus as error:
+        raise _core._status_to_exception(error) from None
+
+
+def record_gradient(op: str, inputs: Sequence[Any], attrs: Any, outputs: Sequence[Any]) -> None:
+    """Tell the open tapes about an op that ran by the slow path, as generated op code does after it."""
+    _execute_module.record_gradient(op, inputs, attrs, outputs)

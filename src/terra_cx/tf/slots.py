@@ -1,0 +1,72 @@
+"""Slots: the cell that a placeholder and the runtime share for one value.
+
+Liveness is judged on slots, never on placeholders: the runtime's tables hold slots, the placeholder holds its slot, so
+a slot referenced by the runtime alone has no placeholder left that Python could reach, not even through a weakref
+(asking the placeholder's own reference count would need a reference to it, and a weakref could then revive it).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+__all__ = ["Filler", "Slot", "Spec"]
+
+
+class Filler(Protocol):
+    """Who will fill a slot: a block run."""
+
+    def fetch(self, slot: Slot) -> None:
+        """Return when ``slot`` holds a value or an error."""
+
+
+class Spec:
+    """Dtype (``DataType`` enum) and shape of a tensor; ``shape`` is None when only the value can tell it."""
+
+    __slots__ = ("dtype", "shape", "tensor_shape")
+
+    def __init__(self, dtype: int, shape: tuple[int, ...] | None) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.tensor_shape: Any = None
+
+    def key(self) -> tuple[int, tuple[int, ...] | None]:
+        """A hashable form."""
+        return self.dtype, self.shape
+
+    def __repr__(self) -> str:
+        return f"Spec({self.dtype}, {self.shape})"
+
+
+class Slot:
+    """One output of one executed op: empty, then a value or an error for ever.
+
+    ``run`` is the block run that will fill the slot, ``index`` the output's number in it. ``position`` numbers the ops
+    of a region. A value may be *replaced* by a bit-identical tensor when a tape is rebuilt (see `run.fallback`).
+    """
+
+    __slots__ = ("error", "index", "run", "spec", "value")
+
+    def __init__(self, spec: Spec, run: Filler | None, index: int) -> None:
+        self.spec = spec
+        self.run = run
+        self.index = index
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def resolve(self) -> Any:
+        """The value, waiting for it if need be.
+
+        Raises:
+            BaseException: the error of the op that should have filled the slot.
+        """
+        value = self.value
+        if value is not None:
+            return value
+        if self.error is None and self.run is not None:
+            self.run.fetch(self)
+        if self.value is None:
+            if self.error is None:
+                raise RuntimeError("terra-cx: a slot was judged dead and then read; please report this")
+            raise self.error
+        return self.value

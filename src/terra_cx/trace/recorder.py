@@ -1,0 +1,356 @@
+"""Records one region at the dispatch boundary while its ops really execute.
+
+The recorder is the boundary's handler in traced regions. It executes every op exactly as eager would and notes what
+co-execution needs: where each argument came from, what was read by Python, how long Python took between ops, what the
+tapes were told, and where in the user's program it happened.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from terra_cx.tf import native
+from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify, input_dtypes
+from terra_cx.tf.placeholder import Placeholder, resolve_all
+from terra_cx.tf.slots import Spec
+from terra_cx.trace.records import Call, Captured, Const, Ext, Known, Local, Ref, Resource, TapeEvent, Trace
+
+__all__ = ["MAX_KNOWN", "Recorder", "is_guardable", "pack_outputs"]
+
+MAX_KNOWN = 32
+"""Host tensors of at most this many elements are guarded by value."""
+
+_RESOURCE = 20
+_VARIANT = 21
+_GUARDED = frozenset({3, 9, 10, 6, 4, 5, 17, 22, 23})  # the integer types and bool
+_FLOATS = frozenset({1, 2, 14, 19, 8, 18})
+
+_fast = REAL["TFE_Py_FastPathExecute"]
+_execute = REAL["TFE_Py_Execute"]
+_gradient = REAL["TFE_Py_TapeGradient"]
+
+
+def is_guardable(tensor: Any) -> bool:
+    """Whether a host tensor is small and of a type that shapes, axes and conditions have."""
+    return tensor._datatype_enum() in _GUARDED and tensor._num_elements() <= MAX_KNOWN
+
+
+def pack_outputs(result: Any) -> tuple[Any, list[Any]]:
+    """Split what the boundary returned into a template (see `Call.pack`) and the flat list of tensors."""
+    flat: list[Any] = []
+
+    def walk(value: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)):
+            return [walk(item) for item in value]
+        flat.append(value)
+        return len(flat) - 1
+
+    return walk(result), flat
+
+
+class Recorder:
+    """Boundary handler of a traced region; `trace` is complete when the region ends."""
+
+    def __init__(self, locate: Callable[[Any], Any], user_mark: Callable[[], int]) -> None:
+        self.trace = Trace()
+        self.position = 0
+        self._locate = locate
+        self._user_mark = user_mark
+        self._refs: dict[int, Ref] = {}
+        self._keep: list[Any] = []
+        self._exts = 0
+        self._tapes: list[Any] = []
+        self._inner: list[Call] | None = None
+        self._last = time.perf_counter()
+
+    # -- where tensors come from ---------------------------------------------------------------------------------
+    def adopt(self, tensor: Any, ref: Ref) -> None:
+        """Note that ``tensor`` (kept alive until the trace is merged) is what ``ref`` stands for."""
+        self._refs[id(tensor)] = ref
+        self._keep.append(tensor)
+
+    def adopt_tape(self, tape: Any) -> None:
+        """Number a native tape in order of creation."""
+        self._tapes.append(tape)
+
+    def next_ext(self) -> Ext:
+        """The reference of a further tensor from outside the region."""
+        self._exts += 1
+        return Ext(self._exts - 1)
+
+    def ref(self, tensor: Any) -> Ref:
+        """Where a real tensor came from; a tensor not seen before is an external one (or a gradient's constant)."""
+        found = self._refs.get(id(tensor))
+        if found is not None:
+            return found
+        made: Ref
+        if tensor._datatype_enum() == _RESOURCE:
+            made = Resource(tensor)
+        elif self._inner is not None:
+            made = Captured(tensor)
+        else:
+            made = self.next_ext()
+            if is_guardable(tensor):
+                made = Known(tensor, made)
+        self.adopt(tensor, made)
+        return made
+
+    # -- ops -----------------------------------------------------------------------------------------------------
+    def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
+        """``TFE_Py_FastPathExecute``."""
+        width = len(arg_layout(op))
+        inputs = [self._real(value) for value in args[:width]]
+        attrs = args[width:]
+        start = time.perf_counter()
+        result = _fast(ctx, op, name, *inputs, *attrs)
+        values: list[Any] = []
+        dtypes: list[int | None] = []
+        layout: list[int] = []
+        for value in inputs:
+            if isinstance(value, (list, tuple)) and self._is_list_arg(op, len(layout)):
+                layout.append(len(value))
+                values.append(value)
+                dtypes.append(next((v._datatype_enum() for v in value if isinstance(v, EagerTensor)), None))
+            else:
+                layout.append(-1)
+                values.append(value)
+                dtypes.append(value._datatype_enum() if isinstance(value, EagerTensor) else None)
+        resolved = input_dtypes(op, values, dtypes, attrs)
+        flat: list[Any] = []
+        consts: list[int | None] = []
+        for value, count, dtype in zip(values, layout, resolved, strict=True):
+            items = value if count >= 0 else [value]
+            flat.extend(items)
+            consts.extend([dtype] * len(items))
+        self._note(op, "F", attrs, tuple(layout), flat, consts, result, name, start)
+        return result
+
+    def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
+        """``TFE_Py_Execute``; ``op`` may be the name of a function."""
+        flat = [self._real(value) for value in inputs]
+        start = time.perf_counter()
+        result = _execute(handle, device, op, flat, attrs, outputs)
+        op = op.decode() if isinstance(op, bytes) else op
+        attrs = tuple(attrs) if attrs else ()
+        self._note(op, "E", attrs, tuple([-1] * len(flat)), flat, [None] * len(flat), result, None, start)
+        return result
+
+    @staticmethod
+    def _is_list_arg(op: str, index: int) -> bool:
+        return arg_layout(op)[index][3]
+
+    def _real(self, value: Any) -> Any:
+        value = resolve_all(value)
+        if native.is_variable(value):
+            return native.convert_variable(value)
+        if isinstance(value, (list, tuple)) and any(native.is_variable(item) for item in value):
+            return [native.convert_variable(item) if native.is_variable(item) else item for item in value]
+        return value
+
+    def _note(
+        self,
+        op: str,
+        form: str,
+        attrs: tuple[Any, ...],
+        layout: tuple[int, ...],
+        flat: list[Any],
+        consts: list[int | None],
+        result: Any,
+        name: Any,
+        start: float,
+    ) -> None:
+        refs: list[Ref] = []
+        specs: list[Spec | None] = []
+        for value, dtype in zip(flat, consts, strict=True):
+            if isinstance(value, EagerTensor):
+                refs.append(self.ref(value))
+                specs.append(Spec(value._datatype_enum(), value._shape_tuple()))
+            else:
+                refs.append(Const(value, dtype))
+                specs.append(None)
+        pack, outputs = pack_outputs(result)
+        kind = self._kind(op, refs, outputs)
+        call = Call(
+            op=op,
+            form=form,
+            kind=kind,
+            attrs=tuple(list(value) if isinstance(value, list) else value for value in attrs),
+            layout=layout,
+            inputs=tuple(refs),
+            input_specs=tuple(specs),
+            outputs=tuple(Spec(out._datatype_enum(), out._shape_tuple()) for out in outputs),
+            pack=pack,
+            site=None,
+            position=self.position,
+            name=name,
+            values=tuple(outputs),
+        )
+        if kind not in (Kind.OWNER, Kind.SOURCE):  # what the owner thread computes reaches the graph as a feed
+            for index, out in enumerate(outputs):
+                local = Local(self.position, index)
+                self.adopt(out, Known(out, local) if kind is Kind.KNOWN else local)
+        self.position += 1
+        if self._inner is not None:
+            self._inner.append(call)
+            if kind in (Kind.DRAW, Kind.OWNER, Kind.SOURCE):
+                self.refuse("gradient-effect", f"{op} ran inside tape.gradient")
+            return
+        call.site = self._locate(sys._getframe(2))
+        gap = start - self._last
+        if gap > 0.0 and self.trace.calls:
+            self.trace.gaps[self.position - 1] = gap
+        self.trace.calls.append(call)
+        if kind is Kind.OWNER and self._recording() and any(s.dtype in _FLOATS for s in call.outputs):
+            self.refuse("opaque-under-tape", f"{op} computes under an open tape", call.site)
+        self._last = time.perf_counter()
+
+    def _kind(self, op: str, refs: list[Ref], outputs: list[Any]) -> Kind:
+        kind = classify(op)
+        if kind is not Kind.PURE or self._inner is not None or not outputs:
+            return kind
+        if not all(is_guardable(out) for out in outputs):
+            return kind
+        if op in SHAPE_OPS or all(isinstance(ref, (Const, Known)) for ref in refs):
+            return Kind.KNOWN
+        return kind
+
+    def refuse(self, reason: str, detail: str, site: Any = None) -> None:
+        """Note why the region cannot be co-executed; the first reason stands."""
+        if self.trace.refused is None:
+            line = f"{site.filename}:{site.line}" if site is not None else ""
+            self.trace.refused = (reason, f"{detail} ({line})" if line else detail)
+
+    def fetched(self, tensor: Any) -> None:
+        """Python read the value of a real tensor."""
+        ref = self._refs.get(id(tensor))
+        if isinstance(ref, Local) and self.position:
+            self.trace.fetches.add(self.position - 1)
+
+    # -- tapes ---------------------------------------------------------------------------------------------------
+    def _recording(self) -> bool:
+        return not REAL["TFE_Py_TapeSetIsEmpty"]() and not REAL["TFE_Py_TapeSetIsStopped"]()
+
+    def _tape_event(self, what: str, tape: Any = None, ref: Ref | None = None, detail: Any = None) -> None:
+        number = next((i for i, known in enumerate(self._tapes) if known is tape), -1)
+        self.trace.events.append(TapeEvent(self.position, what, number, ref, detail))
+
+    def tape_new(self, persistent: Any, watch_accessed: Any) -> Any:
+        """``TFE_Py_TapeSetNew``."""
+        tape = REAL["TFE_Py_TapeSetNew"](persistent, watch_accessed)
+        self._tapes.append(tape)
+        self._tape_event("new", tape, detail=(bool(persistent), bool(watch_accessed)))
+        return tape
+
+    def tape_add(self, tape: Any) -> Any:
+        """``TFE_Py_TapeSetAdd``."""
+        self._tape_event("add", tape)
+        return REAL["TFE_Py_TapeSetAdd"](tape)
+
+    def tape_remove(self, tape: Any) -> Any:
+        """``TFE_Py_TapeSetRemove``."""
+        self._tape_event("remove", tape)
+        return REAL["TFE_Py_TapeSetRemove"](tape)
+
+    def tape_watch(self, tape: Any, tensor: Any) -> Any:
+        """``TFE_Py_TapeWatch``."""
+        tensor = resolve_all(tensor)
+        self._tape_event("watch", tape, self.ref(tensor))
+        return REAL["TFE_Py_TapeWatch"](tape, tensor)
+
+    def tape_stop(self) -> Any:
+        """``TFE_Py_TapeSetStopOnThread``."""
+        self._tape_event("stop")
+        return REAL["TFE_Py_TapeSetStopOnThread"]()
+
+    def tape_restart(self) -> Any:
+        """``TFE_Py_TapeSetRestartOnThread``."""
+        self._tape_event("restart")
+        return REAL["TFE_Py_TapeSetRestartOnThread"]()
+
+    def record_operation(self, name: str, op: Any, outputs: Any, inputs: Any, *rest: Any) -> Any:
+        """The three ``TFE_Py_TapeSetRecordOperation*`` functions (custom gradients, calls of ``tf.function``)."""
+        outputs, inputs = resolve_all(list(outputs)), resolve_all(list(inputs))
+        if self._inner is None and self._recording():
+            self._tape_event("record", detail=(str(op), len(outputs), len(inputs)))
+        return REAL[name](op, outputs, inputs, *rest)
+
+    def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
+        """``TFE_Py_RecordGradient``: follows every op of the slow path while a tape is open."""
+        return REAL["TFE_Py_RecordGradient"](op, resolve_all(inputs), attrs, resolve_all(outputs), *scope)
+
+    def variable_accessed(self, variable: Any) -> Any:
+        """``TFE_Py_TapeVariableAccessed``."""
+        self._tape_event("access", ref=Resource(variable.handle))
+        return REAL["TFE_Py_TapeVariableAccessed"](variable)
+
+    def query(self, name: str, *args: Any) -> Any:
+        """Any other function of the boundary that takes tensors: resolved, then asked natively."""
+        return REAL[name](*[resolve_all(arg) for arg in args])
+
+    def tape_gradient(
+        self, tape: Any, target: Any, sources: Any, output_gradients: Any, sources_raw: Any, unconnected: Any
+    ) -> Any:
+        """``TFE_Py_TapeGradient``: run it, and keep the ops it issued as one composite call."""
+        target, sources = resolve_all(list(target)), resolve_all(list(sources))
+        output_gradients = resolve_all(output_gradients)
+        given = [g for g in output_gradients or () if g is not None]
+        flat = [*target, *given, *sources]
+        number = next((i for i, known in enumerate(self._tapes) if known is tape), -1)
+        refs = tuple(self.ref(tensor) for tensor in flat)
+        specs = tuple(Spec(t._datatype_enum(), t._shape_tuple()) for t in flat)
+        present = tuple(g is not None for g in output_gradients) if output_gradients is not None else None
+        site = self._locate(sys._getframe(1))
+        outer, self._inner = self._inner, []
+        first = self.position
+        events = len(self.trace.events)
+        mark = self._user_mark()
+        try:
+            result = _gradient(tape, target, sources, output_gradients, resolve_all(sources_raw), unconnected)
+            inner = tuple(self._inner)
+            results = tuple(self._result(item) for item in result)
+        finally:
+            self._inner = outer
+        if outer is not None:
+            outer.extend(inner)
+            return result
+        if self._user_mark() != mark:
+            self.refuse("user-gradient", "user code ran inside tape.gradient", site)
+        if number < 0:
+            self.refuse("tape-across-regions", "the tape was opened before the region", site)
+        self.trace.calls.append(
+            Call(
+                op="TapeGradient",
+                form="G",
+                kind=Kind.GRADIENT,
+                attrs=(number, len(target), len(sources), present, str(unconnected)),
+                layout=(len(target), len(given), len(sources)),
+                inputs=refs,
+                input_specs=specs,
+                outputs=(),
+                pack=None,
+                site=site,
+                position=first,
+                inner=inner,
+                results=results,
+                events=events,
+            )
+        )
+        self._last = time.perf_counter()
+        return result
+
+    def _result(self, item: Any) -> Any:
+        if item is None:
+            return None
+        if isinstance(item, IndexedSlices):
+            dense = item.dense_shape
+            return (self.ref(item.values), self.ref(item.indices), None if dense is None else self.ref(dense))
+        return self.ref(item)
+
+    def fetch_placeholder(self, value: Placeholder) -> None:
+        """A placeholder of an earlier region was read while this one is traced: nothing to note."""

@@ -1,0 +1,163 @@
+"""What the TraceGraph demands of each argument of a node, and how demands widen when traces disagree.
+
+A rule starts as narrow as the first trace allows and only ever widens: a constant that changes becomes a feed, a value
+guarded by content becomes an external tensor, wiring that changes becomes a parameter. Widening replaces retracing:
+the node stays, only its block is compiled again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from terra_cx.tf.native import host_value
+from terra_cx.tf.slots import Spec
+from terra_cx.trace.records import Captured, Const, Ext, Known, Local, Ref, Resource
+
+if TYPE_CHECKING:
+    from terra_cx.trace.tracegraph import Node
+
+__all__ = ["Need", "Rule", "same_const", "same_known"]
+
+
+class Need(IntEnum):
+    """The kinds of rule, narrow ones first."""
+
+    LOCAL = 0
+    """Exactly the output ``out`` of ``node``, as last executed in this region."""
+    SHARED = 1
+    """The same external tensor as at the first use ``(node, argument)``, or the first use itself."""
+    CONST = 2
+    """A raw Python value equal to ``value`` in type and bits."""
+    KNOWN = 3
+    """A host tensor equal to ``value`` in dtype, shape and bits."""
+    RESOURCE = 4
+    """The very handle ``value``."""
+    CAPTURED = 5
+    """A constant of a gradient's path; Python never passes it."""
+    FEED = 6
+    """Any raw Python value, converted to ``dtype`` at the call."""
+    EXTERNAL = 7
+    """Any tensor of the dtype and shape that no open block makes."""
+    TENSOR = 8
+    """Any tensor of the dtype and shape; the block is cut before the node, so that it may come from anywhere."""
+
+
+def _same_float(a: float, b: float) -> bool:
+    return a == b and math.copysign(1.0, a) == math.copysign(1.0, b)
+
+
+def same_const(a: Any, b: Any) -> bool:
+    """Whether two raw Python arguments are equal in type and bits (1, 1.0 and True differ; so do 0.0 and -0.0)."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if type(a) is float:
+        return _same_float(a, b)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same_const(x, y) for x, y in zip(a, b, strict=True))
+    if hasattr(a, "dtype"):  # NumPy scalars and arrays
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+    return bool(a == b)
+
+
+def same_known(a: Any, b: Any) -> bool:
+    """Whether two host tensors are equal in dtype, shape and bits."""
+    if a is b:
+        return True
+    if a._datatype_enum() != b._datatype_enum() or a._shape_tuple() != b._shape_tuple():
+        return False
+    return host_value(a).tobytes() == host_value(b).tobytes()
+
+
+@dataclass(slots=True)
+class Rule:
+    """One argument's rule. ``spec`` is the tensor's dtype and shape (None for raw values)."""
+
+    need: Need
+    spec: Spec | None = None
+    node: Node | None = None
+    out: int = 0
+    value: Any = None
+    dtype: int | None = None
+    share: tuple[Node, int] | None = None
+    """For SHARED: the first use of the same external tensor, None for the first use itself."""
+    origin: Rule | None = None
+    """For KNOWN: the rule to widen to."""
+
+    def widen(self, other: Rule) -> bool:
+        """Make this rule admit what ``other`` (the same argument in a new trace) demands; True if it changed."""
+        if self.need is other.need:
+            if self._agrees(other):
+                return False
+            if self.need is Need.CONST:
+                self.need, self.dtype = Need.FEED, self.dtype if self.dtype is not None else other.dtype
+                return True
+            if self.need is Need.KNOWN and self.origin is not None and other.origin is not None:
+                self._become(self.origin)
+                self.widen(other.origin)
+                return True
+            return self._to(Need.EXTERNAL if self.need is Need.SHARED else Need.TENSOR)
+        if self.need is Need.KNOWN and self.origin is not None:
+            self._become(self.origin)
+            self.widen(other)
+            return True
+        if other.need is Need.KNOWN and other.origin is not None:
+            return self.widen(other.origin)
+        if self.need is Need.TENSOR or self.need is Need.FEED:
+            return False
+        if self.need is Need.EXTERNAL and other.need is Need.SHARED:
+            return False
+        return self._to(Need.TENSOR)
+
+    def _agrees(self, other: Rule) -> bool:
+        if self.need is Need.LOCAL:
+            return self.node is other.node and self.out == other.out
+        if self.need is Need.SHARED:
+            return self.share == other.share
+        if self.need is Need.CONST:
+            return same_const(self.value, other.value)
+        if self.need is Need.KNOWN:
+            return same_known(self.value, other.value)
+        if self.need in (Need.RESOURCE, Need.CAPTURED):
+            return self.value is other.value or self.need is Need.CAPTURED
+        return True
+
+    def _to(self, need: Need) -> bool:
+        self.need = need
+        self.node = self.share = self.value = None
+        return True
+
+    def _become(self, other: Rule) -> None:
+        self.need, self.node, self.out = other.need, other.node, other.out
+        self.value, self.share, self.origin = other.value, other.share, other.origin
+
+
+def rule_of(ref: Ref, spec: Spec | None, producers: Any, uses: dict[int, tuple[Node, int]], use: tuple[Node, int]) -> Rule:
+    """The narrowest rule for an argument.
+
+    Args:
+        ref: where the argument came from in the trace.
+        spec: its dtype and shape.
+        producers: maps a `Local` to (node, flat output).
+        uses: first use of each external tensor of this trace, by its number; updated.
+        use: this argument as (node, index).
+    """
+    if isinstance(ref, Local):
+        node, out = producers(ref)
+        return Rule(Need.LOCAL, spec, node, out)
+    if isinstance(ref, Ext):
+        first = uses.setdefault(ref.number, use)
+        return Rule(Need.SHARED, spec, share=None if first == use else first)
+    if isinstance(ref, Const):
+        return Rule(Need.CONST, None, value=ref.value, dtype=ref.dtype)
+    if isinstance(ref, Known):
+        origin = rule_of(ref.origin, spec, producers, uses, use)
+        return Rule(Need.KNOWN, spec, value=ref.tensor, origin=origin)
+    if isinstance(ref, Resource):
+        return Rule(Need.RESOURCE, spec, value=ref.tensor)
+    assert isinstance(ref, Captured)
+    return Rule(Need.CAPTURED, spec, value=ref.tensor)
