@@ -213,8 +213,6 @@ class Conductor:
             anchor.co_executed(0.0, False)
             raise
         recorder = self._record(None)
-        for anchor_id, iteration in self.visits:
-            del anchor_id, iteration
         prefix(skeleton, recorder)
         return recorder
 
@@ -249,6 +247,45 @@ class Conductor:
         """End the graph runner."""
         self.runner.close()
         self.switch.restore()
+
+    @property
+    def raised(self) -> BaseException | None:
+        """The last deferred error of the program that was raised."""
+        return self.runner.raised
+
+    def pause(self) -> None:
+        """Run what is pending and wait, because the process is about to fork; the region goes on eagerly.
+
+        Raises:
+            BaseException: a deferred kernel error of the program.
+        """
+        if self.skeleton is not None and self.recorder is None:
+            recover(self.skeleton)
+            self.boundary.use(self.boundary.passive)
+            self.skeleton = self.current = None
+
+    def overlap(self) -> float | None:
+        """The part of the graph runner's busy time in which Python was not waiting for it, 0 to 1."""
+        busy = self.runner.statistics.busy
+        if not busy or self.options.mode != "co":
+            return None
+        waited = sum(skeleton.waited for skeleton in self._skeletons.values())
+        return max(0.0, min(1.0, 1.0 - waited / busy))
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of runner and path channel, for the report."""
+        runner, path = self.runner.statistics, self.runner.path.statistics()
+        return {
+            "compiled_runs": runner.compiled_runs,
+            "eager_runs": runner.eager_runs,
+            "variants": runner.variants,
+            "mismatches": runner.mismatches,
+            "busy_seconds": runner.busy,
+            "compile_seconds": runner.compile_seconds,
+            "waited_seconds": sum(skeleton.waited for skeleton in self._skeletons.values()),
+            "sent": path.sent,
+            "max_depth": path.max_depth,
+        }
 
     def barrier(self) -> None:
         """Control leaves a ``try`` that has handlers: errors of ops issued inside must surface inside."""

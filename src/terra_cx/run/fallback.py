@@ -40,9 +40,9 @@ def recover(skeleton: Skeleton) -> None:
     if skeleton.log.tapes and skeleton.log.askable():
         logs.append(skeleton.log)
     for log in logs:
-        _Replay(log).go()
+        _Replay(log, skeleton).go()
     if run is not None and run.state is State.OPEN:
-        _run_pending(run)
+        _run_pending(run, skeleton)
     if run is not None:
         skeleton.log.position = run.position
         skeleton.previous = skeleton.here()
@@ -50,13 +50,14 @@ def recover(skeleton: Skeleton) -> None:
     skeleton.kept = []
 
 
-def _run_pending(run: BlockRun) -> None:
+def _run_pending(run: BlockRun, skeleton: Skeleton) -> None:
     run.partial = True
     run.keep = True
     try:
         settle(run, run_eagerly(run, feeds_of(run)))
     except OpFailed as failure:
         run.fail(annotate(failure.error, failure.step))
+        skeleton.runner.raised = failure.error
         raise failure.error from None
     run.finish(State.DONE)
 
@@ -64,8 +65,9 @@ def _run_pending(run: BlockRun) -> None:
 class _Replay:
     """Repeats a region's log on the owner thread so that the native tapes hold what they would in eager."""
 
-    def __init__(self, log: RegionLog) -> None:
+    def __init__(self, log: RegionLog, skeleton: Skeleton) -> None:
         self.log = log
+        self.skeleton = skeleton
         self.events = list(log.events)
         self.active: list[Any] = []
         self.stopped = False
@@ -153,6 +155,7 @@ class _Replay:
             except BaseException as error:
                 self._events_until(None)
                 run.fail(annotate(error, step))
+                self.skeleton.runner.raised = error
                 raise
         if fresh:
             run.finish(State.DONE)

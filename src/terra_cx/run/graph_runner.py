@@ -48,6 +48,7 @@ class GraphRunner:
         self.stalled = on_stall
         self.statistics = RunnerStatistics()
         self.failed: BlockRun | None = None
+        self.raised: BaseException | None = None
         self.internal: Callable[[str, BaseException], None] = lambda what, error: None
         self.current: BlockRun | None = None
         self._thread: threading.Thread | None = None
@@ -82,7 +83,10 @@ class GraphRunner:
     def take_error(self) -> BaseException | None:
         """The deferred error, once; runs can be executed again afterwards."""
         run, self.failed = self.failed, None
-        return run.error if run is not None else None
+        if run is None:
+            return None
+        self.raised = run.error
+        return run.error
 
     # -- runner side ---------------------------------------------------------------------------------------------
     def _main(self) -> None:

@@ -587,7 +587,9 @@ class Skeleton:
 
     def record_operation(self, name: str, op: Any, outputs: Any, inputs: Any, *rest: Any) -> Any:
         """Custom gradients: noted for a rebuild, told to nobody else (the native tape is empty)."""
-        if get_ident() != self.owner or self.busy or _tapes_empty() or REAL["TFE_Py_TapeSetIsStopped"]():
+        if get_ident() == self.owner and (_tapes_empty() or REAL["TFE_Py_TapeSetIsStopped"]()):
+            return None  # nobody listens
+        if get_ident() != self.owner or self.busy:
             return REAL[name](op, resolve_all(list(outputs)), resolve_all(list(inputs)), *rest)
         kept = [[t._slot if type(t) is Placeholder else t for t in group] for group in (outputs, inputs)]
         self._event("record", args=(name, op, kept[0], kept[1], rest), detail=(str(op), len(kept[0]), len(kept[1])))

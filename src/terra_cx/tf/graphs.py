@@ -159,10 +159,9 @@ class GraphBuilder:
                     grouped[position] = self._fence(grouped[position])
             keywords = {arg.name: value for arg, value in zip(definition.input_arg, grouped, strict=True)}
             inferred = {name for arg in definition.input_arg for name in _inferred(arg, keywords[arg.name])}
-            known = {attr.name: attr for attr in definition.attr}
-            for name, value in given.items():
-                if name in known and name not in inferred and value is not None:
-                    keywords[name] = _attr_value(known[name], value)
+            for attr in definition.attr:
+                if attr.name not in inferred and (attr.name in given or attr.HasField("default_value")):
+                    keywords[attr.name] = _attr_value(attr, given.get(attr.name))
             with ops.control_dependencies(list(control)), ops.device(None):
                 _, _, operation, _ = op_def_library._apply_op_helper(op, name=None, **keywords)
         return operation, list(operation.outputs)
@@ -200,6 +199,6 @@ def _inferred(arg: Any, value: Any) -> list[str]:
 
 
 def _attr_value(definition: Any, value: Any) -> Any:
-    if definition.type.startswith("list(") and not isinstance(value, (list, tuple)):
+    if value is not None and definition.type.startswith("list(") and not isinstance(value, (list, tuple)):
         return [value]
     return value

@@ -8,6 +8,7 @@ Source: ``tensorflow/python/pywrap_tfe.py``, ``tensorflow/python/framework/ops.p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import core as _core
-from tensorflow.python.eager import execute as _execute_module
 from tensorflow.python.framework import dtypes, op_def_registry, ops, tensor_shape
 from tensorflow.python.ops import resource_variable_ops
 
@@ -32,6 +32,7 @@ __all__ = [
     "dtype_of",
     "host_value",
     "is_variable",
+    "only_device",
     "op_def",
     "pywrap_tfe",
     "raise_not_ok",
@@ -71,6 +72,13 @@ def context() -> Any:
     ctx = _context.context()
     ctx.ensure_initialized()
     return ctx
+
+
+@functools.cache
+def only_device() -> str | None:
+    """The name of the only device that can hold a tensor, None if there is a choice."""
+    devices = [name for name in context().devices() if "XLA" not in name]
+    return str(devices[0]) if len(devices) == 1 else None
 
 
 def dtype_of(enum: int) -> Any:
@@ -130,4 +138,4 @@ def run_execute(device: str | None, op: Any, inputs: Sequence[Any], attrs: Any, 
 
 def record_gradient(op: str, inputs: Sequence[Any], attrs: Any, outputs: Sequence[Any]) -> None:
     """Tell the open tapes about an op that ran by the slow path, as generated op code does after it."""
-    _execute_module.record_gradient(op, inputs, attrs, outputs)
+    REAL["TFE_Py_RecordGradient"](op, inputs, attrs, outputs, "")

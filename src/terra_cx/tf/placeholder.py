@@ -17,7 +17,7 @@ from tensorflow.python.eager import core as _core
 from tensorflow.python.framework import ops
 
 from terra_cx.tf.slots import Slot, Spec
-from terra_cx.tf.native import REAL, EagerTensor, tensor_shape
+from terra_cx.tf.native import REAL, EagerTensor, only_device, tensor_shape
 
 __all__ = ["Placeholder", "new_placeholder", "resolve", "resolve_all"]
 
@@ -89,11 +89,11 @@ class Placeholder(ops._EagerTensorBase):  # type: ignore[misc]
 
     @property
     def device(self) -> Any:
-        return self._slot.resolve().device
+        return only_device() or self._slot.resolve().device
 
     @property
     def backing_device(self) -> Any:
-        return self._slot.resolve().backing_device
+        return only_device() or self._slot.resolve().backing_device
 
     @property
     def is_packed(self) -> bool:

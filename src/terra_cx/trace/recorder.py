@@ -229,7 +229,7 @@ class Recorder:
     def fetched(self, tensor: Any) -> None:
         """Python read the value of a real tensor."""
         ref = self._refs.get(id(tensor))
-        if isinstance(ref, Local) and self.position:
+        if isinstance(ref, Local) and self._inner is None:  # gradient code reads its constants; co-execution never runs it
             self.trace.fetches.add(self.position - 1)
 
     # -- tapes ---------------------------------------------------------------------------------------------------

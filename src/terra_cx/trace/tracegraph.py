@@ -23,7 +23,7 @@ from terra_cx.trace.rules import Need, Rule, rule_of
 
 __all__ = ["GAP_SECONDS", "MergeResult", "Node", "TraceGraph", "freeze"]
 
-GAP_SECONDS = 0.5e-3
+GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
 
 _STORED_TRACES = 6

@@ -1,0 +1,354 @@
+"""A session: what ties observation, tracing and co-execution together for one run of one program.
+
+The only singleton of the package. It owns the anchor table, the import hook, the probes in ``builtins``, and, once the
+program has imported TensorFlow and became warm, the conductor.
+
+Guarantees:
+
+* Until a loop is warm nothing of TensorFlow is touched; a probe then costs about 0.1 microseconds.
+* One thread, the owner, is co-executed: the one that `start` was called on. Probes of other threads do nothing.
+* An error of our own never reaches the program: what was validated is executed, the program goes on in plain eager,
+  stderr says so once, and the report counts it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+from terra_cx.config import Options
+from terra_cx.errors import TerraError
+from terra_cx.observe.anchors import BARRIER, PROBE, Anchor, AnchorTable, instrument
+from terra_cx.observe.importer import UserCode
+from terra_cx.report.record import Record, blank
+
+if TYPE_CHECKING:
+    from terra_cx.run.conductor import Conductor
+    from terra_cx.trace.surveyor import Surveyor
+
+__all__ = ["Session", "current"]
+
+_WARM = 2
+"""Visits of one anchor after which the program is surveyed."""
+_SURVEY_VISITS = 2000
+"""Probe visits in one survey; a survey that found no step by then is repeated when the program is ten times warmer."""
+_MARKS = 8
+
+_current: Session | None = None
+
+
+def current() -> Session | None:
+    """The session of this process, if one is started."""
+    return _current
+
+
+class Session:
+    """See the module's guarantees.
+
+    Args:
+        options: the run's settings.
+    """
+
+    def __init__(self, options: Options) -> None:
+        if getattr(sys, "_is_gil_enabled", lambda: True)() is False:
+            raise TerraError("free-threaded Python is not supported: liveness is judged by reference counts; use a build with the GIL")
+        self.options = options
+        self.table = AnchorTable()
+        self.user = UserCode()
+        self.owner = threading.get_ident()
+        self.internal_errors = 0
+        self.conductor: Conductor | None = None
+        self._surveyor: Surveyor | None = None
+        self._surveyed = 0
+        self._warm = _WARM
+        self._counts: defaultdict[int, int] = defaultdict(int)
+        self._marks: defaultdict[int, list[float]] = defaultdict(list)
+        self._total = 0
+        self._started = False
+        self._broken = False
+        self._told = False
+        self._hook: Any = None
+        self._marked: dict[tuple[CodeType, int], int] = {}
+        self._record: Record | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Put the import hook and the probes in place.
+
+        Raises:
+            TerraError: another session of this process is started.
+        """
+        global _current
+        if _current is not None:
+            raise TerraError("a session is started already; end it first (sessions do not nest)")
+        _current = self
+        self._started = True
+        setattr(builtins, PROBE, self._idle_probe)
+        setattr(builtins, BARRIER, self._no_barrier)
+        self._hook = self.user.install(self.table)
+        os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
+        register = getattr(threading, "_register_atexit", None)
+        if register is not None:
+            register(self._at_exit)
+
+    def instrument(self, code: CodeType) -> CodeType:
+        """The code of ``__main__`` with anchor probes; its file counts as user code from now on."""
+        self.user.add(code.co_filename)
+        return instrument(code, self.table)
+
+    def finish(self) -> None:
+        """The program's body has ended: run what is pending and wait for the graph runner.
+
+        Raises:
+            BaseException: the program's own deferred error.
+        """
+        if self.conductor is not None and not self._broken:
+            self.conductor.flush()
+
+    def close(self) -> None:
+        """Stop the graph runner and remove all hooks. Placeholders that still exist keep their values."""
+        global _current
+        if not self._started:
+            return
+        self._started = False
+        if _current is self:
+            _current = None
+        self._record = self.report()
+        setattr(builtins, PROBE, _nothing)
+        setattr(builtins, BARRIER, _nothing)
+        self.user.remove()
+        if self.conductor is not None:
+            self.conductor.close()
+            # The hooks stay, passive: placeholders that the program still holds must be resolved on their way in.
+            self.conductor.boundary.use(self.conductor.boundary.passive)
+
+    def _at_exit(self) -> None:
+        if self.conductor is not None:
+            self.conductor.close()
+
+    def _before_fork(self) -> None:
+        if self._started and self.conductor is not None and threading.get_ident() == self.owner and not self._broken:
+            self.conductor.pause()
+
+    def _after_fork(self) -> None:
+        # A forked child has no graph runner: it goes on in plain eager.
+        if self._started:
+            self._broken = True
+            setattr(builtins, PROBE, _nothing)
+            setattr(builtins, BARRIER, _nothing)
+            if self.conductor is not None:
+                self.conductor.boundary.use(self.conductor.boundary.passive)
+
+    # -- probes --------------------------------------------------------------------------------------------------
+    def _idle_probe(self, anchor_id: int) -> None:
+        """Nothing is hot yet: count."""
+        counts = self._counts
+        counts[anchor_id] += 1
+        if counts[anchor_id] >= self._warm and threading.get_ident() == self.owner and _tensorflow_ready():
+            self._guarded(self._begin_survey, anchor_id, sys._getframe(1))
+
+    def _begin_survey(self, anchor_id: int, frame: FrameType) -> None:
+        from terra_cx.observe.statements import StatementObserver
+        from terra_cx.run.conductor import Conductor
+        from terra_cx.tf.boundary import Boundary
+        from terra_cx.tf.native import REAL
+        from terra_cx.trace.regions import Survey
+        from terra_cx.trace.surveyor import Surveyor
+
+        if not REAL["TFE_Py_TapeSetIsEmpty"]():
+            return  # tapes opened before would be missed; the next visit will do
+        if self.conductor is None:
+            boundary = Boundary()
+            self.conductor = Conductor(self.options, boundary, StatementObserver(self.user), self._internal)
+        self.conductor.boundary.install()
+        self._surveyor = Surveyor(Survey(self.table))
+        self._surveyed = 0
+        self.conductor.boundary.use(self._surveyor)
+        setattr(builtins, PROBE, self._survey_probe)
+        self._survey(anchor_id, frame)
+
+    def _survey_probe(self, anchor_id: int) -> None:
+        if threading.get_ident() == self.owner:
+            self._guarded(self._survey, anchor_id, sys._getframe(1))
+
+    def _survey(self, anchor_id: int, frame: FrameType) -> None:
+        surveyor = self._surveyor
+        assert surveyor is not None
+        marks = self._marks[anchor_id]
+        marks.append(time.perf_counter())
+        del marks[:-_MARKS]
+        surveyor.survey.visit(anchor_id, frame)
+        choice = surveyor.survey.choice() if surveyor.tapes == 0 else None
+        if choice is not None and choice.anchor == anchor_id:
+            self._activate(anchor_id, frame)
+            return
+        self._surveyed += 1
+        if self._surveyed > _SURVEY_VISITS:
+            self._surveyor = None
+            self._warm = max(self._counts.values(), default=_WARM) * 10
+            assert self.conductor is not None
+            self.conductor.boundary.use(self.conductor.boundary.passive)
+            setattr(builtins, PROBE, self._idle_probe)
+
+    def _activate(self, anchor_id: int, frame: FrameType) -> None:
+        conductor = self.conductor
+        assert conductor is not None
+        anchor = self.table[anchor_id]
+        marks = self._marks[anchor_id]
+        times = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        self._surveyor = None
+        active = conductor.activate(anchor_id, _line(anchor), times)
+        active.regions["eager"] += max(len(marks) - 1, 0)
+        setattr(builtins, PROBE, self._active_probe)
+        setattr(builtins, BARRIER, self._barrier)
+        conductor.visit(active, frame)
+
+    def _active_probe(self, anchor_id: int) -> None:
+        conductor = self.conductor
+        anchor = conductor.anchors.get(anchor_id)  # type: ignore[union-attr]
+        if threading.get_ident() != self.owner:
+            return
+        if anchor is None:
+            if conductor.recorder is not None:  # type: ignore[union-attr]
+                conductor.observer.loop_visit(anchor_id, sys._getframe(1))  # type: ignore[union-attr]
+            else:
+                conductor.visits.append((anchor_id, id(sys._getframe(1))))  # type: ignore[union-attr]
+            return
+        self._guarded(conductor.visit, anchor, sys._getframe(1))  # type: ignore[union-attr]
+
+    def _barrier(self) -> None:
+        if self.conductor is not None and not self._broken:
+            self._guarded(self.conductor.barrier)
+
+    def _no_barrier(self) -> None:
+        """Nothing is in flight yet."""
+
+    def region(self, frame: FrameType) -> None:
+        """A user's own mark: the code at ``frame`` begins a region each time it comes by (`terra_cx.region`)."""
+        key = (frame.f_code, frame.f_lasti)
+        anchor_id = self._marked.get(key)
+        if anchor_id is None:
+            anchor_id = self._marked[key] = self.table.add("loop", frame.f_code, frame.f_lineno).id
+            self._marks[anchor_id].append(time.perf_counter())
+            return
+        if self._broken or threading.get_ident() != self.owner or not _tensorflow_ready():
+            return
+        conductor = self.conductor
+        if conductor is None or anchor_id not in conductor.anchors:
+            marks = self._marks[anchor_id]
+            marks.append(time.perf_counter())
+            if len(marks) > 3:
+                self._guarded(self._mark_active, anchor_id, frame)
+            return
+        self._guarded(conductor.visit, conductor.anchors[anchor_id], frame)
+
+    def _mark_active(self, anchor_id: int, frame: FrameType) -> None:
+        self._begin_survey(anchor_id, frame)
+        if self.conductor is not None:
+            self._activate(anchor_id, frame)
+
+    # -- failures of our own -------------------------------------------------------------------------------------
+    def _guarded(self, function: Any, *args: Any) -> None:
+        """Call ``function``; the program's own deferred errors pass, ours end co-execution."""
+        try:
+            function(*args)
+        except BaseException as error:
+            if self.conductor is not None and error is self.conductor.raised:
+                raise
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C while waiting
+            self._internal("co-execution", error)
+            self._retreat()
+
+    def _retreat(self) -> None:
+        self._broken = True
+        setattr(builtins, PROBE, _nothing)
+        setattr(builtins, BARRIER, _nothing)
+        if self.conductor is not None:
+            self.conductor.abandon()
+
+    def _internal(self, what: str, error: BaseException) -> None:
+        """Count a failure of ours and say so once."""
+        self.internal_errors += 1
+        if os.environ.get("TERRA_TRACEBACK") == "full":
+            traceback.print_exception(error, file=sys.stderr)
+        if not self._told:
+            self._told = True
+            text = str(error).splitlines()[0] if str(error) else ""
+            print(
+                f"terra-cx: {what} failed ({type(error).__name__}: {text[:200]}); the program goes on in plain eager there",
+                file=sys.stderr,
+            )
+
+    # -- telling -------------------------------------------------------------------------------------------------
+    def report(self) -> Record:
+        """The run's record (see `report.record`)."""
+        if self._record is not None:
+            return self._record
+        record = blank(self.options.mode)
+        record["internal_errors"] = self.internal_errors
+        conductor = self.conductor
+        if conductor is None:
+            return record
+        regions = record["regions"]
+        for anchor in conductor.anchors.values():
+            for key in ("co_executed", "traced", "eager"):
+                regions[key] += anchor.regions[key]
+            regions["total"] += sum(anchor.regions.values())
+            record["anchors"].append(anchor.as_dict())
+            record["fallbacks"].extend(
+                {
+                    "reason": f.reason,
+                    "line": _short(f.line),
+                    "detail": f.detail,
+                    "count": f.count,
+                    "seconds": round(f.seconds, 6),
+                }
+                for f in anchor.fallbacks.values()
+            )
+        main = max(conductor.anchors.values(), key=lambda a: sum(a.regions.values()), default=None)
+        if main is not None:
+            eager, co = main.step_ms()
+            record["step_ms"] = {"eager": eager, "co": co}
+        record["overlap"] = conductor.overlap()
+        record["runner"] = conductor.statistics()
+        return record
+
+    def graph_text(self) -> str:
+        """The TraceGraphs, readable, with source lines."""
+        from terra_cx.report.graph import text
+
+        return "\n".join(text(a) for a in self._anchors()) or "no region was found: no loop with a gradient or a variable write ran twice"
+
+    def graph_dot(self) -> str:
+        """The TraceGraphs as Graphviz dot."""
+        from terra_cx.report.graph import dot
+
+        return dot(self._anchors())
+
+    def _anchors(self) -> list[Any]:
+        return list(self.conductor.anchors.values()) if self.conductor is not None else []
+
+
+def _nothing(*_: object) -> None:
+    """A probe after the session has ended."""
+
+
+def _tensorflow_ready() -> bool:
+    module = sys.modules.get("tensorflow")
+    return module is not None and hasattr(module, "Variable")
+
+
+def _line(anchor: Anchor) -> str:
+    return f"{anchor.filename}:{anchor.line}"
+
+
+def _short(line: str) -> str:
+    return os.path.basename(line)
