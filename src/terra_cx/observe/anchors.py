@@ -1,0 +1,211 @@
+"""Anchor probes: calls planted in the user's code where a region may begin.
+
+`instrument` puts two kinds of calls into a code object and everything nested in it:
+
+* a probe, `__terra_probe__(ID)`, at the start of every iteration of a loop (before the iterator is asked,
+  before the test is evaluated) and at the entry of every function;
+* a barrier, `__terra_barrier__()`, where control leaves, without an exception, a `try` body that has `except`
+  clauses. It stands inside the protected range, so that an error which it raises reaches those clauses.
+
+Both are names looked up in `builtins`, never constants: a code object that holds a foreign object cannot be
+marshalled, and Keras marshals functions to save Lambda layers.
+
+The user must not be able to tell. Planted instructions carry the position of the instruction they precede, so
+tracers, debuggers and coverage see the same events; the instructions that were there keep their positions,
+handlers and order. Code for which this cannot be shown (`listing.verify`) is left as it was.
+"""
+
+from __future__ import annotations
+
+import threading
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from terra_cx.observe.listing import Handler, Listing, ListingError, Op, Plant
+from terra_cx.observe.loops import Loop, enclosing, find_loops
+
+PROBE = "__terra_probe__"
+BARRIER = "__terra_barrier__"
+
+_MAX_UNITS = 100_000
+"""Code longer than this (generated tables, mostly) is left alone: finding loops takes time in proportion."""
+
+_COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
+_CO_OPTIMIZED = 0x1
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A place in user code where a region may begin."""
+
+    id: int
+    kind: Literal["loop", "function"]
+    filename: str
+    line: int
+    qualname: str
+    """Qualified name of the function (or module, or class) that the place is in."""
+    parent: int | None
+    """The enclosing loop of the same code object, else the entry of its function, else None."""
+
+
+class AnchorTable:
+    """All anchors of the program. An anchor's id is its position; ids are never reused."""
+
+    def __init__(self) -> None:
+        self.anchors: list[Anchor] = []
+        self.skipped: list[tuple[str, str]] = []
+        """Code objects that were left as they are: where, and why."""
+        self._lock = threading.Lock()
+
+    def __getitem__(self, anchor_id: int) -> Anchor:
+        return self.anchors[anchor_id]
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+    def __iter__(self) -> Iterator[Anchor]:
+        return iter(self.anchors)
+
+    def add(
+        self, kind: Literal["loop", "function"], code: types.CodeType, line: int, parent: int | None = None
+    ) -> Anchor:
+        """Register a place in `code` and return it with its id. Safe to call from several threads."""
+        with self._lock:
+            anchor = Anchor(len(self.anchors), kind, code.co_filename, line, code.co_qualname, parent)
+            self.anchors.append(anchor)
+        return anchor
+
+
+def instrument(code: types.CodeType, table: AnchorTable) -> types.CodeType:
+    """Return `code`, and all code nested in it, with probes and barriers.
+
+    Nothing is raised for code that cannot be handled: it is returned as it is and noted in `table.skipped`.
+    """
+    constants = tuple(
+        instrument(constant, table) if isinstance(constant, types.CodeType) else constant
+        for constant in code.co_consts
+    )
+    if any(new is not old for new, old in zip(constants, code.co_consts, strict=True)):
+        code = code.replace(co_consts=constants)
+    if code.co_name in _COMPREHENSIONS:
+        return code
+    where = f"{code.co_filename}:{code.co_firstlineno} {code.co_qualname}"
+    if len(code.co_code) > 2 * _MAX_UNITS:
+        table.skipped.append((where, "too long"))
+        return code
+    try:
+        listing = Listing(code)
+        plants = _plan(listing, table)
+        return listing.assemble(plants) if plants else code
+    except (ListingError, ValueError, KeyError, IndexError, AssertionError) as error:
+        # Not only ListingError: a bytecode sequence nobody thought of may upset the parser anywhere, and the
+        # user's program must run all the same.
+        table.skipped.append((where, f"{type(error).__name__}: {error}"))
+        return code
+
+
+def _plan(listing: Listing, table: AnchorTable) -> dict[int, list[Plant]]:
+    """What to plant before which instruction: barriers, then the function's probe, then loops inwards."""
+    plants: dict[int, list[Plant]] = {}
+    if listing.code.co_exceptiontable:
+        _plan_barriers(listing, plants)
+    function = None
+    if _is_function(listing.code):
+        function = table.add("function", listing.code, listing.code.co_firstlineno).id
+        entry = next(index for index, op in enumerate(listing.ops) if op.name == "RESUME") + 1
+        op = listing.ops[entry]
+        plants.setdefault(entry, []).append(Plant(PROBE, function, op.handler, op.location))
+    loops = find_loops(listing)
+    ids: dict[Loop, int] = {}
+    for loop in loops:
+        outer = enclosing(loop, loops)
+        parent = ids[outer] if outer is not None else function
+        ids[loop] = table.add("loop", listing.code, loop.line, parent).id
+        for site in loop.sites:
+            op = listing.ops[site]
+            # An outer loop may have its site at the same instruction; the inner loop's own jumps pass it by.
+            plant = Plant(
+                PROBE, ids[loop], op.handler, op.location, jumps=frozenset(loop.back_edges), other_jumps=True
+            )
+            plants.setdefault(site, []).append(plant)
+    return plants
+
+
+def _is_function(code: types.CodeType) -> bool:
+    """Whether it is the body of a `def`, and not of a module, class, lambda or comprehension."""
+    return bool(code.co_flags & _CO_OPTIMIZED) and not code.co_name.startswith("<")
+
+
+# -- barriers ------------------------------------------------------------------------------------------------
+
+
+def _plan_barriers(listing: Listing, plants: dict[int, list[Plant]]) -> None:
+    """Add a barrier for every way, not by an exception, out of a `try` body with `except` clauses."""
+    ops = listing.ops
+    bodies = [_bodies_around(listing, op) for op in ops]
+    arrivals: dict[int, list[int]] = {}
+    for index, op in enumerate(ops):
+        if not bodies[index]:
+            continue
+        if op.name.startswith("RETURN_") and op.name != "RETURN_GENERATOR":
+            _add(plants, index, Plant(BARRIER, None, bodies[index][0], op.location, other_jumps=True))
+        for successor in listing.successors(index):
+            if _left(bodies[index], bodies[successor]) is not None:
+                arrivals.setdefault(successor, []).append(index)
+    for index, sources in arrivals.items():
+        falling = [source for source in sources if source == index - 1 and ops[source].target != index]
+        # The innermost body that the first way leaves. A way that leaves another one gets a barrier of its
+        # own, in front of the jump: that costs a call when the jump is not taken, and does not occur in
+        # practice.
+        handler = _left(bodies[(falling or sources)[0]], bodies[index])
+        same = [source for source in sources if _left(bodies[source], bodies[index]) == handler]
+        lines = {ops[source].location.lineno for source in same}
+        location = ops[same[0]].location if len(lines) == 1 else ops[index].location
+        jumps = frozenset(same) - frozenset(falling)
+        _add(plants, index, Plant(BARRIER, None, handler, location, falls=bool(falling), jumps=jumps))
+        for source in set(sources) - set(same):
+            other = _left(bodies[source], bodies[index])
+            _add(plants, source, Plant(BARRIER, None, other, ops[source].location, other_jumps=True))
+
+
+def _add(plants: dict[int, list[Plant]], index: int, plant: Plant) -> None:
+    """Plant a barrier; those that only some ways pass come first."""
+    here = plants.setdefault(index, [])
+    here.insert(0 if not plant.other_jumps else len(here), plant)
+
+
+def _left(before: list[Handler], after: list[Handler]) -> Handler | None:
+    """The innermost of the bodies `before` that is not among those `after`."""
+    return next((body for body in before if body not in after), None)
+
+
+def _bodies_around(listing: Listing, op: Op) -> list[Handler]:
+    """The `try` bodies with `except` clauses that an instruction is in, as handlers, innermost first."""
+    found = []
+    handler = op.handler
+    while handler is not None:
+        if _has_except(listing, handler.target):
+            found.append(handler)
+        handler = listing.ops[handler.target].handler
+    return found
+
+
+def _has_except(listing: Listing, target: int) -> bool:
+    """Whether a handler is that of `except` clauses, and not of `finally`, `with` or the compiler's own.
+
+    A bare `except` drops the exception at once. A typed one evaluates an expression and matches; a `finally`
+    body that contains a match of its own comes to the end of that inner handler's `try` first.
+    """
+    ops = listing.ops
+    if ops[target].name != "PUSH_EXC_INFO":
+        return False
+    if ops[target + 1].name == "POP_TOP":
+        return True
+    for op in ops[target + 1 :]:
+        if op.name in ("CHECK_EXC_MATCH", "CHECK_EG_MATCH"):
+            return True
+        if op.name in ("PUSH_EXC_INFO", "RERAISE", "POP_EXCEPT", "WITH_EXCEPT_START"):
+            return False
+    return False
