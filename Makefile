@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint format types check-all clean
+.PHONY: help venv demo test lint format types check-all matrix bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 venv: $(INSTALLED) ## create the environment in .venv
+
+demo: $(INSTALLED) ## one program under terra-run and in plain eager: step times, and that the numbers are equal
+	$(BIN)/python tools/demo.py $(ARGS)
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
@@ -44,6 +47,12 @@ types: $(INSTALLED) ## check types with mypy
 	$(BIN)/mypy
 
 check-all: lint types test ## lint, types and test
+
+matrix: $(INSTALLED) ## the quick tests under every supported Python and TensorFlow (environments in .matrix)
+	$(BIN)/python tools/matrix.py $(ARGS)
+
+bench: $(INSTALLED) ## step times of the programs at small scale: eager, lazy, co
+	$(BIN)/python tools/bench.py $(ARGS)
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) .matrix build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

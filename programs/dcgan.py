@@ -18,7 +18,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(image=8, batch=16, noise=16, channels=(16,)),
-    "small": Scale(image=32, batch=32, noise=100, channels=(128, 64, 32)),
+    "small": Scale(image=32, batch=32, noise=100, channels=(64, 32, 16)),
     "paper": Scale(image=64, batch=128, noise=100, channels=(1024, 512, 256, 128)),
 }
 

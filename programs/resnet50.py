@@ -21,8 +21,8 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(image=8, batch=16, width=4, blocks=(1,), learning_rate=0.05),
-    "small": Scale(image=32, batch=32, width=16, blocks=(1, 1, 1, 1), learning_rate=0.05),
-    "paper": Scale(image=224, batch=64, width=64, blocks=(3, 4, 6, 3), learning_rate=0.025),
+    "small": Scale(image=16, batch=32, width=16, blocks=(1, 1, 1, 1), learning_rate=0.05),
+    "paper": Scale(image=224, batch=32, width=64, blocks=(3, 4, 6, 3), learning_rate=0.025),
 }
 
 
