@@ -1,3 +1,26 @@
-"""terra-cx runs unmodified eager TensorFlow programs as Python plus a compiled graph."""
+"""terra-cx: runs unmodified eager TensorFlow programs by imperative-symbolic co-execution.
+
+Most people use the command ``terra-run train.py``. The same from Python::
+
+    import terra_cx
+
+    @terra_cx.co_execute()
+    def train():
+        for batch in data:      # found by itself, as with terra-run
+            step(batch)
+
+    with terra_cx.co_execute():
+        for batch in data:
+            terra_cx.region()   # marks where a step begins: code that already runs cannot be given probes
+            step(batch)
+
+Importing this package does not import TensorFlow.
+"""
+
+from __future__ import annotations
+
+from terra_cx.api import co_execute, region
+
+__all__ = ["__version__", "co_execute", "region"]
 
 __version__ = "0.1.0"

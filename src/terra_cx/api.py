@@ -1,0 +1,90 @@
+"""The Python interface: `co_execute` and `region`."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from terra_cx.session import Session
+
+__all__ = ["co_execute", "region"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class co_execute:
+    """Co-execute what runs inside: a context manager, and a decorator.
+
+    As a decorator the function, and the functions defined in it, get anchor probes, so its step loop is found by itself.
+    As a context manager the code inside already runs and cannot be given probes: modules imported inside get them, and
+    `region` marks a step.
+
+    Args:
+        settings: any setting of `terra_cx.config.Options`, by name; those not given come from the environment and
+            pyproject.toml.
+
+    Raises:
+        ConfigError: an unknown setting or a bad value.
+        TerraError: a session is started already.
+    """
+
+    def __init__(self, **settings: object) -> None:
+        self._settings = settings
+        self._session: Session | None = None
+
+    def __enter__(self) -> Session:
+        from terra_cx import config
+        from terra_cx.session import Session
+
+        options = config.load(self._settings)
+        session = Session(options)
+        if options.disable or options.mode == "eager":
+            return session
+        session.start()
+        self._session = session
+        return session
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        try:
+            session.finish()
+        finally:
+            session.close()
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Decorate ``function``; each call is a session of its own."""
+        if not isinstance(function, types.FunctionType):
+            raise TypeError(f"co_execute decorates functions, not {type(function).__name__}")
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            with co_execute(**self._settings) as session:
+                probed = types.FunctionType(
+                    session.instrument(function.__code__),
+                    function.__globals__,
+                    function.__name__,
+                    function.__defaults__,
+                    function.__closure__,
+                )
+                probed.__kwdefaults__ = function.__kwdefaults__
+                run.last_session = session  # type: ignore[attr-defined]
+                return probed(*args, **kwargs)  # type: ignore[no-any-return]
+
+        return run
+
+
+def region() -> None:
+    """Mark the place of the call as the beginning of a step; without a session it does nothing."""
+    module = sys.modules.get("terra_cx.session")
+    session = module.current() if module is not None else None
+    if session is not None:
+        session.region(sys._getframe(1))
+
+
