@@ -97,8 +97,17 @@ class ActiveAnchor:
             self.unsettled = 0
         if self.settled >= self.needed:
             self.stage = Stage.CO
+            self._prepare()
         elif self.unsettled >= MAX_UNSETTLED:
             self.give_up(f"unsettled: {self.unsettled} traced regions in a row each did something new")
+
+    def _prepare(self) -> None:
+        """Build the blocks of the hot path now: a gradient's block tells earlier ones what it will need of them."""
+        seen: set[Node] = set()
+        node = self.graph.root.hottest()
+        while node is not None and node not in seen:
+            seen.add(node)
+            node = self.block_for(node).nodes[-1].hottest()
 
     def co_executed(self, seconds: float, whole: bool) -> None:
         """A region of stage CO ended; ``whole`` if it did not diverge."""

@@ -50,7 +50,7 @@ class Fetcher(Protocol):
 class BlockRun:
     """See the module's page.
 
-    ``params`` holds a `Slot` (made by an earlier run) or a real tensor per parameter, ``slots`` a slot per flat output
+    ``keep`` is set while a tape may need the run, ``over`` when its region has ended. ``params`` holds a `Slot` (made by an earlier run) or a real tensor per parameter, ``slots`` a slot per flat output
     validated so far (None where Python got a real tensor), ``pos`` the number of validated steps, ``start`` the
     region's position of its first op.
     """
@@ -62,6 +62,7 @@ class BlockRun:
         "fetcher",
         "keep",
         "outputs",
+        "over",
         "params",
         "partial",
         "pos",
@@ -84,6 +85,7 @@ class BlockRun:
         self.state = State.OPEN
         self.partial = False
         self.keep = False
+        self.over = False
         self.outputs: frozenset[int] = frozenset()
         self.error: BaseException | None = None
         self.waiter: threading.Lock | None = None
@@ -105,18 +107,30 @@ class BlockRun:
         return self.start + self.block.steps[self.pos].position
 
     def finish(self, state: State) -> None:
-        """The runner is done with it: let go of what nobody needs, wake who waits."""
-        if not self.keep:
-            self.params = []
-            self.draws = []
-            for slot in self.slots:
-                if slot is not None:
-                    slot.run = None
-            self.slots = []
+        """The runner is done with it: wake who waits, let go of what nobody needs."""
         self.state = state
+        self.release()
         waiter = self.waiter
         if waiter is not None:
             waiter.release()
+
+    def region_over(self) -> None:
+        """Its region ended; recovery will not ask for its inputs any more unless a tape keeps it."""
+        self.over = True
+        self.release()
+
+    def release(self) -> None:
+        """Let go of inputs and slots once the run is done, its region over, and no tape needs it.
+
+        Called by the runner and by the owner thread, whichever comes last finds all conditions true; doing it twice
+        does no harm.
+        """
+        if self.keep or not self.over or self.state <= State.SENT:
+            return
+        slots, self.slots, self.params, self.draws = self.slots, [], [], []
+        for slot in slots:
+            if slot is not None:
+                slot.run = None
 
     def fail(self, error: BaseException, state: State = State.FAILED) -> None:
         """Give every unfilled slot the error."""

@@ -47,6 +47,10 @@ def recover(skeleton: Skeleton) -> None:
         skeleton.log.position = run.position
         skeleton.previous = skeleton.here()
         skeleton.run = skeleton.step = None
+    for log in skeleton.kept:
+        for other in log.runs:
+            other.keep = False
+            other.region_over()
     skeleton.kept = []
 
 

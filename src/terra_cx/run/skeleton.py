@@ -132,11 +132,7 @@ class Skeleton:
                 self.leaves += 1
             self.dispatch()
         self.previous.ends += 1
-        log = self.log
-        if log.tapes and log.askable():
-            self.kept = [*self.kept, log][-8:]
-        if self.kept:
-            self.kept = [old for old in self.kept if old.askable()]
+        self.keep_logs()
         if self.lazy:
             return
         self._ahead.append(self.runner.last_sent)
@@ -145,6 +141,15 @@ class Skeleton:
             if oldest is not None and oldest.state is State.SENT:
                 self.wait(oldest, "run-ahead limit")
         self.check()
+
+    def keep_logs(self) -> None:
+        """Keep the logs of regions whose tapes can still be asked, let go of all others."""
+        for log in (*self.kept, self.log):
+            if not (log.tapes and log.askable()):
+                for run in log.runs:
+                    run.keep = False
+                    run.region_over()
+        self.kept = [log for log in (*self.kept, self.log) if log.tapes and log.askable()][-8:]
 
     def check(self) -> None:
         """Raise a deferred kernel error, if there is one."""
