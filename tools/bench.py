@@ -87,7 +87,8 @@ def first_difference(expected, got):
     for number, (left, right) in enumerate(zip(expected, got, strict=False), start=1):
         if left != right:
             return f"line {number}: {left!r} became {right!r}"
-    return f"{len(expected)} lines became {len(got)}"
+    ends = ", with other line ends" if len(expected) == len(got) else ""
+    return f"{len(expected)} lines became {len(got)}{ends}"
 
 
 def measure(console, program, modes, rounds, options):
