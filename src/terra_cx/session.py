@@ -110,7 +110,7 @@ class Session:
             BaseException: the program's own deferred error.
         """
         if self.conductor is not None and not self._broken:
-            self.conductor.flush()
+            self._guarded(self.conductor.flush)
 
     def close(self) -> None:
         """Stop the graph runner and remove all hooks. Placeholders that still exist keep their values."""

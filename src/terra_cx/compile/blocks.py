@@ -25,7 +25,7 @@ MAX_BLOCK = 3000
 # Codes of argument checks, in the order in which the skeleton tests them.
 LOCAL, PARAM, KNOWN, CONST, RESOURCE, FEED, LIST = range(7)
 Check = tuple[Any, ...]
-"""(LOCAL, flat output) | (PARAM, number, first use, dtype, shape) | (KNOWN, tensor) | (CONST, value) |
+"""(LOCAL, flat output) | (PARAM, number, first use, dtype, shape, raw type) | (KNOWN, tensor, raw) | (CONST, value) |
 (RESOURCE, tensor) | (FEED, number, dtype) | (LIST, (checks...))"""
 
 
@@ -163,7 +163,7 @@ class _Builder:
         elif need is Need.CONST:
             return ("c", rule.value, rule.dtype), (CONST, rule.value)
         elif need is Need.KNOWN:
-            return ("k", rule.value), (KNOWN, rule.value)
+            return ("k", rule.value), (KNOWN, rule.value, rule.raw)
         elif need is Need.RESOURCE:
             return ("r", rule.value), (RESOURCE, rule.value)
         elif need is Need.CAPTURED:
@@ -173,7 +173,8 @@ class _Builder:
             return ("p", number), (FEED, number, rule.dtype)
         assert spec is not None
         number, first = self.param(key, spec, rule)
-        return ("p", number), (PARAM, number, first, spec.dtype, spec.shape)
+        raw = rule.raw if isinstance(rule.raw, type) or rule.raw is None else type(rule.raw)
+        return ("p", number), (PARAM, number, first, spec.dtype, spec.shape, raw)
 
     # -- nodes ---------------------------------------------------------------------------------------------------
     def admits(self, node: Node) -> bool:

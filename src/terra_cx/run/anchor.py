@@ -119,6 +119,12 @@ class ActiveAnchor:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
             self.give_up(f"diverges: {_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})")
 
+    def retrace(self) -> None:
+        """The TraceGraph was emptied: learn it again."""
+        self.stage = Stage.TRACING
+        self.settled = 0
+        self.forget_blocks()
+
     def fell_back(self, reason: str, line: str, detail: str) -> Fallback:
         """Count a fallback."""
         found = self.fallbacks.get((reason, line))

@@ -73,7 +73,6 @@ class Conductor:
         self._region_start = 0.0
         self._skeletons: dict[int, Skeleton] = {}
         self.owner = threading.get_ident()
-        self._tail_limit = 0
 
     # -- anchors -------------------------------------------------------------------------------------------------
     def activate(self, anchor_id: int, line: str, eager_times: list[float]) -> ActiveAnchor:
@@ -173,6 +172,9 @@ class Conductor:
             self._fallback.seconds += time.perf_counter() - self.diverged_at
             self._fallback = self.diverged_at = None
         trace = recorder.trace
+        if recorder.overrun:
+            anchor.co_executed(seconds, False)
+            return
         if trace.refused is not None:
             reason, detail = trace.refused
             anchor.fell_back(reason, anchor.line, detail)
@@ -180,6 +182,8 @@ class Conductor:
             anchor.give_up(f"{reason}: {detail}")
             return
         result = anchor.graph.merge(trace)
+        if result.reset:
+            anchor.retrace()
         if anchor.graph.overgrown:
             anchor.give_up(f"graph-too-large: more than {anchor.graph.max_nodes} nodes")
         elif diverged:
@@ -213,6 +217,8 @@ class Conductor:
             anchor.co_executed(0.0, False)
             raise
         recorder = self._record(None)
+        recorder.limit = 4 * len(anchor.graph) + 1000
+        recorder.on_overrun = self._stop_recording
         prefix(skeleton, recorder)
         return recorder
 
@@ -237,6 +243,11 @@ class Conductor:
         Raises:
             BaseException: a deferred kernel error of the program.
         """
+        recorder, self.recorder = self.recorder, None
+        if recorder is not None:
+            # The last region runs on past the loop; what follows is no step and is not learned from.
+            self._stop_recording()
+            self.skeleton = self.current = None
         self.end_region()
         for skeleton in self._skeletons.values():
             skeleton.drain()

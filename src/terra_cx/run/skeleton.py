@@ -382,7 +382,11 @@ class Skeleton:
                     return False
                 run.params[check[1]] = slot
                 return True
-            if type(arg) is not EagerTensor or arg._datatype_enum() != check[3] or arg._shape_tuple() != check[4]:
+            if type(arg) is not EagerTensor:
+                if check[5] is None or type(arg) is not check[5]:
+                    return False
+                arg = _as_fed(arg, check[3])
+            if arg is None or arg._datatype_enum() != check[3] or arg._shape_tuple() != check[4]:
                 return False
             run.params[check[1]] = arg
             return True
@@ -393,7 +397,15 @@ class Skeleton:
                 if arg._slot.value is None:
                     return False
                 arg = arg._slot.value
-            return type(arg) is EagerTensor and same_known(arg, check[1])
+            if type(arg) is EagerTensor:
+                return same_known(arg, check[1])
+            raw = check[2] if len(check) > 2 else None
+            if raw is None:
+                return False
+            if type(raw) is not type:
+                return same_const(arg, raw)
+            arg = _as_fed(arg, check[1]._datatype_enum()) if type(arg) is raw else None
+            return arg is not None and same_known(arg, check[1])
         if code == CONST:
             return same_const(arg, check[1])
         if code == RESOURCE:
@@ -723,6 +735,16 @@ class Skeleton:
         if last is not None and last.state is State.SENT and not self.lazy and get_ident() != self.owner:
             self.wait(last, "another thread's op")
         return call(tuple(resolve_all(arg) for arg in args))
+
+
+def _as_fed(value: Any, dtype: int) -> Any:
+    """A raw argument as the tensor that eager would make of it, None if that cannot be told."""
+    try:
+        if isinstance(value, (np.ndarray, list, tuple)):
+            return native.as_tensor(value)
+        return native.as_tensor(value, native.dtype_of(dtype))
+    except (TypeError, ValueError):
+        return None
 
 
 def _flat_results(results: tuple[Any, ...]) -> list[Any]:

@@ -31,6 +31,7 @@ __all__ = [
     "convert_variable",
     "dtype_of",
     "host_value",
+    "is_raw",
     "is_variable",
     "only_device",
     "op_def",
@@ -103,6 +104,16 @@ def convert_variable(value: Any) -> Any:
     access, exactly what C++ does for it (``pywrap_tfe_src.cc``, ``ReadVariableOp``).
     """
     return value._read_variable_op()
+
+
+_RAW = (int, float, bool, complex, str, bytes, np.ndarray, np.generic)
+
+
+def is_raw(value: object) -> bool:
+    """Whether ``value`` is a plain Python or NumPy value (or a list of such) that native code converts itself."""
+    if isinstance(value, (list, tuple)):
+        return all(is_raw(item) for item in value)
+    return isinstance(value, _RAW)
 
 
 def as_tensor(value: object, dtype: Any = None) -> Any:

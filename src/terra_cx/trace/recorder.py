@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from terra_cx.tf import native
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify, input_dtypes
@@ -68,6 +70,9 @@ class Recorder:
         self._tapes: list[Any] = []
         self._inner: list[Call] | None = None
         self._last = time.perf_counter()
+        self.limit: int | None = None
+        self.overrun = False
+        self.on_overrun: Callable[[], None] = lambda: None
 
     # -- where tensors come from ---------------------------------------------------------------------------------
     def adopt(self, tensor: Any, ref: Ref) -> None:
@@ -105,31 +110,54 @@ class Recorder:
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``."""
         width = len(arg_layout(op))
-        inputs = [self._real(value) for value in args[:width]]
+        values = [self._real(value) for value in args[:width]]
         attrs = args[width:]
-        start = time.perf_counter()
-        result = _fast(ctx, op, name, *inputs, *attrs)
-        values: list[Any] = []
         dtypes: list[int | None] = []
         layout: list[int] = []
-        for value in inputs:
-            if isinstance(value, (list, tuple)) and self._is_list_arg(op, len(layout)):
+        for index, value in enumerate(values):
+            if isinstance(value, (list, tuple)) and arg_layout(op)[index][3]:
                 layout.append(len(value))
-                values.append(value)
                 dtypes.append(next((v._datatype_enum() for v in value if isinstance(v, EagerTensor)), None))
             else:
                 layout.append(-1)
-                values.append(value)
                 dtypes.append(value._datatype_enum() if isinstance(value, EagerTensor) else None)
         resolved = input_dtypes(op, values, dtypes, attrs)
+        raws: dict[int, Any] = {}
         flat: list[Any] = []
         consts: list[int | None] = []
-        for value, count, dtype in zip(values, layout, resolved, strict=True):
-            items = value if count >= 0 else [value]
-            flat.extend(items)
-            consts.extend([dtype] * len(items))
-        self._note(op, "F", attrs, tuple(layout), flat, consts, result, name, start)
+        taped = self._recording()
+        for index, (value, count, dtype) in enumerate(zip(values, layout, resolved, strict=True)):
+            items = list(value) if count >= 0 else [value]
+            for item in items:
+                flat.append(self._converted(item, dtype, taped, raws, len(flat)))
+                consts.append(dtype)
+            if count >= 0:
+                values[index] = flat[-count:] if count else []
+            else:
+                values[index] = flat[-1]
+        start = time.perf_counter()
+        result = _fast(ctx, op, name, *values, *attrs)
+        self._note(op, "F", attrs, tuple(layout), flat, consts, result, name, start, raws)
         return result
+
+    @staticmethod
+    def _converted(item: Any, dtype: int | None, taped: bool, raws: dict[int, Any], index: int) -> Any:
+        """A raw argument as a tensor, if a gradient might refer to it or it is an array.
+
+        Native code would convert it and give the tape a tensor that nobody else knows; a gradient that mentions it
+        would then look like a constant.
+        """
+        array = isinstance(item, np.ndarray)
+        if not (array or taped) or not native.is_raw(item):
+            return item
+        try:
+            tensor = native.as_tensor(item, None if array or dtype is None else native.dtype_of(dtype))
+        except (TypeError, ValueError):
+            return item  # native code raises what eager raises
+        if dtype is not None and tensor._datatype_enum() != dtype:
+            return item
+        raws[index] = type(item) if array else item
+        return tensor
 
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
         """``TFE_Py_Execute``; ``op`` may be the name of a function."""
@@ -140,10 +168,6 @@ class Recorder:
         attrs = tuple(attrs) if attrs else ()
         self._note(op, "E", attrs, tuple([-1] * len(flat)), flat, [None] * len(flat), result, None, start)
         return result
-
-    @staticmethod
-    def _is_list_arg(op: str, index: int) -> bool:
-        return arg_layout(op)[index][3]
 
     def _real(self, value: Any) -> Any:
         value = resolve_all(value)
@@ -164,6 +188,7 @@ class Recorder:
         result: Any,
         name: Any,
         start: float,
+        raws: dict[int, Any] | None = None,
     ) -> None:
         refs: list[Ref] = []
         specs: list[Spec | None] = []
@@ -190,6 +215,7 @@ class Recorder:
             position=self.position,
             name=name,
             values=tuple(outputs),
+            raws=raws or {},
         )
         if kind not in (Kind.OWNER, Kind.SOURCE):  # what the owner thread computes reaches the graph as a feed
             for index, out in enumerate(outputs):
@@ -200,6 +226,16 @@ class Recorder:
             self._inner.append(call)
             if kind in (Kind.DRAW, Kind.OWNER, Kind.SOURCE):
                 self.refuse("gradient-effect", f"{op} ran inside tape.gradient")
+            return
+        if self.overrun:
+            return
+        if self.limit is not None and len(self.trace.calls) > self.limit:
+            # Far more ops than a region has: the loop is over and this is the rest of the program.
+            self.overrun = True
+            self.trace = Trace()
+            self._refs.clear()
+            self._keep.clear()
+            self.on_overrun()
             return
         call.site = self._locate(sys._getframe(2))
         gap = start - self._last

@@ -85,6 +85,8 @@ class Rule:
     dtype: int | None = None
     share: tuple[Node, int] | None = None
     """For SHARED: the first use of the same external tensor, None for the first use itself."""
+    raw: Any = None
+    """If Python gave a raw value that the boundary converted: the value (KNOWN) or its type."""
     origin: Rule | None = None
     """For KNOWN: the rule to widen to."""
 

@@ -18,15 +18,13 @@ from typing import Any
 
 from terra_cx.tf.opdefs import SEED_ATTRS, Kind
 from terra_cx.tf.slots import Spec
-from terra_cx.trace.records import Call, Ext, Local, Resource, TapeEvent, Trace
+from terra_cx.trace.records import Call, Ext, Known, Local, Resource, TapeEvent, Trace
 from terra_cx.trace.rules import Need, Rule, rule_of
 
 __all__ = ["GAP_SECONDS", "MergeResult", "Node", "TraceGraph", "freeze"]
 
 GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
-
-_STORED_TRACES = 6
 
 
 def freeze(value: Any) -> Any:
@@ -97,11 +95,13 @@ class MergeResult:
     nodes: int = 0
     edges: int = 0
     widened: int = 0
+    reset: bool = False
+    """The graph was emptied, because a loop turned out to vary in its trip count; tracing starts anew."""
 
     @property
     def nothing_new(self) -> bool:
         """Whether the trace was already known."""
-        return not (self.nodes or self.edges or self.widened)
+        return not (self.reset or self.nodes or self.edges or self.widened)
 
 
 class TraceGraph:
@@ -116,7 +116,6 @@ class TraceGraph:
         self._nodes: dict[Any, Node] = {}
         self._order: list[Node] = []
         self._gradients: dict[Any, list[Node]] = {}
-        self._recent: list[Trace] = []
         self._trips: dict[tuple[int, Any], int] = {}
 
     @staticmethod
@@ -138,11 +137,13 @@ class TraceGraph:
             MemoryError: never; a graph that outgrows ``max_nodes`` is reported by `overgrown`.
         """
         self.traces += 1
-        self._recent = [*self._recent[-(_STORED_TRACES - 1) :], trace]
         newly_rolled = self._varying_loops(trace) - self.rolled
         if newly_rolled:
+            # Nodes were keyed by the loop's iterations. Tracing anew is cheaper to get right than splitting them:
+            # a region that diverged is known by its nodes alone and could not be merged a second time.
             self.rolled |= newly_rolled
-            return self._rebuild()
+            self._clear()
+            return MergeResult(reset=True)
         return self._merge(trace)
 
     @property
@@ -150,20 +151,12 @@ class TraceGraph:
         """Whether the graph holds more nodes than it may."""
         return len(self._order) > self.max_nodes
 
-    def _rebuild(self) -> MergeResult:
+    def _clear(self) -> None:
         self._nodes.clear()
         self._order.clear()
         self._gradients.clear()
         self.root = self._root()
-        result = MergeResult()
-        for trace in self._recent:
-            for call in trace.calls:
-                call.node = None
-            one = self._merge(trace)
-            result.nodes += one.nodes
-            result.edges += one.edges
-        result.widened += 1
-        return result
+        self.version += 1
 
     def _varying_loops(self, trace: Trace) -> set[int]:
         """Loops whose trip count differs from what was seen before (or within this trace)."""
@@ -275,6 +268,8 @@ class TraceGraph:
             rule_of(ref, spec, producers, uses, (node, index))
             for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True))
         ]
+        for index, raw in call.raws.items():
+            node.rules[index].raw = raw
         if call.kind is Kind.OWNER:
             node.cut_before = node.cut_after = "owner"
         if call.kind is Kind.GRADIENT:
@@ -325,11 +320,21 @@ class TraceGraph:
             found: tuple[Node, int] = producers(ref)
             return found
 
+        def guarded(ref: Any) -> Any:
+            """A value guarded where the forward op used it may be a constant of the gradient; otherwise it may not."""
+            if not isinstance(ref, Known):
+                return ref
+            if isinstance(ref.origin, Local):
+                return ref if source(ref.origin)[0].kind is Kind.KNOWN else ref.origin
+            first = uses.get(ref.origin.number)
+            safe = first is not None and first[0] is not node and first[0].rules[first[1]].need is Need.KNOWN
+            return ref if safe else ref.origin
+
         number = len(node.rules)
         for inner in call.inner:
             rules = []
             for ref, spec in zip(inner.inputs, inner.input_specs, strict=True):
-                rules.append(rule_of(ref, spec, source, uses, (node, number)))
+                rules.append(rule_of(guarded(ref), spec, source, uses, (node, number)))
                 number += 1
             node.inner_rules.append(rules)
 
@@ -340,7 +345,7 @@ class TraceGraph:
             if isinstance(ref, tuple):
                 return tuple(result_rule(item) for item in ref)
             number += 1
-            return rule_of(ref, None, source, uses, (node, number))
+            return rule_of(guarded(ref), None, source, uses, (node, number))
 
         node.results = tuple(result_rule(ref) for ref in call.results)
 
