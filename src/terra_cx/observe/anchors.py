@@ -50,6 +50,15 @@ class Anchor:
     """The enclosing loop of the same code object, else the entry of its function, else None."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """The anchors of one instrumented code object."""
+
+    code: types.CodeType
+    function: int | None
+    loops: tuple[int, ...]
+
+
 class AnchorTable:
     """All anchors of the program. An anchor's id is its position; ids are never reused."""
 
@@ -58,6 +67,9 @@ class AnchorTable:
         self.skipped: list[tuple[str, str]] = []
         """Code objects that were left as they are: where, and why."""
         self._lock = threading.Lock()
+        # By id of the code object, which is kept here: hashing code objects themselves takes microseconds.
+        self._places: dict[int, _Places] = {}
+        self._extents: dict[int, list[range]] = {}
 
     def __getitem__(self, anchor_id: int) -> Anchor:
         return self.anchors[anchor_id]
@@ -76,6 +88,29 @@ class AnchorTable:
             anchor = Anchor(len(self.anchors), kind, code.co_filename, line, code.co_qualname, parent)
             self.anchors.append(anchor)
         return anchor
+
+    def place(self, code: types.CodeType, function: int | None, loops: dict[int, list[range]]) -> None:
+        """Note the anchors of instrumented code: its entry, its loops (outer ones first) by byte offsets."""
+        self._extents.update(loops)
+        self._places[id(code)] = _Places(code, function, tuple(loops))
+
+    def function(self, code: types.CodeType) -> int | None:
+        """The anchor at the entry of the function with this (instrumented) code."""
+        places = self._places.get(id(code))
+        return places.function if places is not None else None
+
+    def loops(self, code: types.CodeType) -> tuple[int, ...]:
+        """The loop anchors of instrumented code, enclosing loops first."""
+        places = self._places.get(id(code))
+        return places.loops if places is not None else ()
+
+    def covers(self, anchor_id: int, offset: int) -> bool:
+        """Whether a frame of the anchor's code that is at byte `offset` (its `f_lasti`) is in that loop.
+
+        True also for an anchor of which that is not known.
+        """
+        extents = self._extents.get(anchor_id)
+        return extents is None or any(offset in extent for extent in extents)
 
 
 def instrument(code: types.CodeType, table: AnchorTable) -> types.CodeType:
@@ -96,9 +131,7 @@ def instrument(code: types.CodeType, table: AnchorTable) -> types.CodeType:
         table.skipped.append((where, "too long"))
         return code
     try:
-        listing = Listing(code)
-        plants = _plan(listing, table)
-        return listing.assemble(plants) if plants else code
+        return _Instrumented(code, table).result
     except (ListingError, ValueError, KeyError, IndexError, AssertionError) as error:
         # Not only ListingError: a bytecode sequence nobody thought of may upset the parser anywhere, and the
         # user's program must run all the same.
@@ -106,31 +139,59 @@ def instrument(code: types.CodeType, table: AnchorTable) -> types.CodeType:
         return code
 
 
-def _plan(listing: Listing, table: AnchorTable) -> dict[int, list[Plant]]:
-    """What to plant before which instruction: barriers, then the function's probe, then loops inwards."""
-    plants: dict[int, list[Plant]] = {}
-    if listing.code.co_exceptiontable:
-        _plan_barriers(listing, plants)
-    function = None
-    if _is_function(listing.code):
-        function = table.add("function", listing.code, listing.code.co_firstlineno).id
-        entry = next(index for index, op in enumerate(listing.ops) if op.name == "RESUME") + 1
-        op = listing.ops[entry]
-        plants.setdefault(entry, []).append(Plant(PROBE, function, op.handler, op.location))
-    loops = find_loops(listing)
-    ids: dict[Loop, int] = {}
-    for loop in loops:
-        outer = enclosing(loop, loops)
-        parent = ids[outer] if outer is not None else function
-        ids[loop] = table.add("loop", listing.code, loop.line, parent).id
-        for site in loop.sites:
-            op = listing.ops[site]
-            # An outer loop may have its site at the same instruction; the inner loop's own jumps pass it by.
-            plant = Plant(
-                PROBE, ids[loop], op.handler, op.location, jumps=frozenset(loop.back_edges), other_jumps=True
-            )
-            plants.setdefault(site, []).append(plant)
-    return plants
+class _Instrumented:
+    """One code object, without those nested in it."""
+
+    def __init__(self, code: types.CodeType, table: AnchorTable) -> None:
+        self._table = table
+        self._listing = Listing(code)
+        # Before an instruction: barriers come first, then the function's probe, then those of loops, inwards.
+        self._plants: dict[int, list[Plant]] = {}
+        if code.co_exceptiontable:
+            _plan_barriers(self._listing, self._plants)
+        function = self._plan_entry() if _is_function(code) else None
+        loops = self._plan_loops(function)
+        if not self._plants:
+            self.result = code
+            return
+        new, spans = self._listing.assemble(self._plants)
+        table.place(new, function, {loop_id: _extents(loop, spans) for loop_id, loop in loops.items()})
+        self.result = new
+
+    def _plan_entry(self) -> int:
+        code, ops = self._listing.code, self._listing.ops
+        anchor = self._table.add("function", code, code.co_firstlineno)
+        entry = next(index for index, op in enumerate(ops) if op.name == "RESUME") + 1
+        plant = Plant(PROBE, anchor.id, ops[entry].handler, ops[entry].location)
+        self._plants.setdefault(entry, []).append(plant)
+        return anchor.id
+
+    def _plan_loops(self, function: int | None) -> dict[int, Loop]:
+        loops = find_loops(self._listing)
+        ids: dict[Loop, int] = {}
+        for loop in loops:
+            outer = enclosing(loop, loops)
+            parent = ids[outer] if outer is not None else function
+            ids[loop] = self._table.add("loop", self._listing.code, loop.line, parent).id
+            for site in loop.sites:
+                op = self._listing.ops[site]
+                # An outer loop may have its site at the same instruction; the inner loop's jumps pass it by.
+                own = frozenset(loop.back_edges)
+                plant = Plant(PROBE, ids[loop], op.handler, op.location, jumps=own, other_jumps=True)
+                self._plants.setdefault(site, []).append(plant)
+        return {ids[loop]: loop for loop in loops}
+
+
+def _extents(loop: Loop, spans: list[range]) -> list[range]:
+    """The byte offsets of a loop, as few ranges."""
+    found: list[range] = []
+    for index in sorted(loop.members):
+        span = spans[index]
+        if found and found[-1].stop == span.start:
+            found[-1] = range(found[-1].start, span.stop)
+        else:
+            found.append(span)
+    return found
 
 
 def _is_function(code: types.CodeType) -> bool:

@@ -90,6 +90,14 @@ class Plant:
     other_jumps: bool = False
 
 
+class Assembled(NamedTuple):
+    """The new code, and where the old instructions are in it."""
+
+    code: types.CodeType
+    spans: list[range]
+    """By instruction: byte offsets of it and of what was planted before it."""
+
+
 @dataclass(slots=True, eq=False)
 class _Cell:
     """An instruction of the code being assembled."""
@@ -147,7 +155,7 @@ class Listing:
         if op.target is not None:
             yield op.target
 
-    def assemble(self, plants: dict[int, list[Plant]]) -> types.CodeType:
+    def assemble(self, plants: dict[int, list[Plant]]) -> Assembled:
         """The code with `plants[k]` executed, in order, before instruction `k`.
 
         Raises:
@@ -162,7 +170,7 @@ class Listing:
             stacksize=self.code.co_stacksize + _PLANTED_STACK, compute_exception_stack_depths=False
         )
         verify(self.code, new, [cell.original is None for cell in body.cells])
-        return new
+        return Assembled(new, body.spans())
 
 
 @dataclass(slots=True, eq=False)
@@ -281,6 +289,16 @@ class _Body:
                 cache = ConcreteInstr("CACHE", 0, location=cell.location)
                 for _ in range(cell.caches):
                     yield cache
+
+    def spans(self) -> list[range]:
+        spans = []
+        start = 0
+        for cell in self.cells:
+            if cell.original is not None:
+                end = cell.offset + cell.size + cell.caches
+                spans.append(range(2 * start, 2 * end))
+                start = end
+        return spans
 
     def exception_table(self) -> list[ExceptionTableEntry]:
         table: list[ExceptionTableEntry] = []

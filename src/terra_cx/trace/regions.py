@@ -1,209 +1,368 @@
-"""Which loop is the step.
+"""Which loop (or function) is the step: the choice of the anchor at which regions begin.
 
-The candidate is the innermost loop outside any open tape whose iterations write variables or ask for gradients. It is
-promoted to the enclosing loop while its own trip count is small and constant, so that gradient accumulation and several
-critic updates per generator update are one region, but a loop over the batches of an epoch is not. A function's entry
-is a candidate only where no user loop encloses the step (a step function that a library calls).
+While a program is surveyed, every probe visit, op, variable write and gradient of the owner thread is
+reported here. Where the frames on the thread's stack stand tells which loops are running (*scopes*, innermost
+last); what happens between two visits of a scope is one *round* of it. A round counts when the next visit of
+the same scope has come: the last visit of a loop finds nothing more to do. Work is credited to the scopes
+that are running at that moment: not to a loop that has ended, nor to one in a generator that waits while its
+consumer works.
+
+The rule (`Survey.choice`) starts from the innermost loop, outside every open tape, whose rounds take
+gradients of their own, not through a loop inside it. (Where nothing takes gradients, variable writes stand in
+for them.) Such a loop may still be a part of the step: micro-batches whose gradients are added up, several
+updates of a critic. Then it makes the same small number of rounds each time, and the loop around it does work
+of a step's kind itself: it takes a gradient, or writes at least as much as a round of the inner loop does
+(the optimizer's update). A loop around of which that is not true counts epochs. Functions are treated as
+loops are, where no loop is around the work: a library calls the user's step function.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from types import FrameType
+from types import CodeType, FrameType
 
-from terra_cx.observe.anchors import AnchorTable
+from terra_cx.observe.anchors import Anchor, AnchorTable
 
 __all__ = ["Choice", "Survey"]
 
-MAX_INNER_TRIPS = 16
-"""An enclosing loop is promoted to only over an inner loop of at most this many iterations: batches, not epochs."""
-_ITERATIONS = 2
+_ROUNDS = 2
+"""Complete rounds that a choice rests on."""
+
+_WRITE_ROUNDS = 8
+"""The same where nothing takes gradients. More, because programs also write variables in loops that set them
+up."""
+
+_MOST_INNER = 16
+"""More rounds of a loop than this within one round around it: batches of an epoch, not parts of a step."""
+
+_RARELY = 16
+"""Work in one of so many rounds is enough: an agent may act many times for one update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The anchor to co-execute, and why it was chosen."""
+    """The anchor at which regions begin, and why it is this one, in words for the report."""
 
     anchor: int
     reason: str
 
 
 @dataclass(slots=True)
-class _Loop:
-    """What is known of one anchor over all its visits. Counters ending in ``now`` belong to the current iteration."""
+class _Tally:
+    """What happened, in numbers of calls."""
 
-    iterations: int = 0
-    worked: int = 0
-    """Completed iterations that wrote a variable or asked for a gradient, outside the tapes open at the anchor."""
-    ops_now: int = 0
-    effects_now: int = 0
-    max_ops: int = 0
-    under_tape: bool = False
-    parent: int | None = None
-    trips: list[int] = field(default_factory=list)
-    """Completed trip counts: iterations per run of the loop."""
+    ops: int = 0
+    recorded: int = 0
+    """Ops under an open tape."""
+    writes: int = 0
+    gradients: int = 0
+
+    def add(self, other: _Tally) -> None:
+        self.ops += other.ops
+        self.recorded += other.recorded
+        self.writes += other.writes
+        self.gradients += other.gradients
+
+    def without(self, other: _Tally) -> _Tally:
+        return _Tally(
+            self.ops - other.ops,
+            self.recorded - other.recorded,
+            self.writes - other.writes,
+            self.gradients - other.gradients,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One complete round of a scope."""
+
+    total: _Tally
+    own: _Tally
+    """Without what happened in rounds of loops inside it."""
+    inner: dict[int, int]
+    """Complete rounds of scopes inside it, by anchor."""
+
+
+_Stack = dict[int, tuple[CodeType, int]]
+"""A thread's frames, outermost first, by id: code and current offset."""
+
+
+@dataclass(slots=True, eq=False)
+class _Scope:
+    """A loop that is running, or a function that is called again and again, with its unfinished round.
+
+    Frames are known by id and code, not by reference: a reference would keep the user's variables alive, and
+    frames cannot be referenced weakly. An id that serves another call of the same function is found out by
+    that call's own entry visit.
+    """
+
+    anchor: Anchor
+    frame: int
+    """Id of the loop's frame, or of the frame that calls the function; 0 for none."""
+    code: CodeType | None
+    repeats: bool = True
+    """Whether somebody may come back to it: not for a function that user code called, which has loops for
+    that."""
+    partial: bool = False
+    """The survey began in the middle of this round."""
+    total: _Tally = field(default_factory=_Tally)
+    inside: _Tally = field(default_factory=_Tally)
+    """What happened in rounds of loops inside it."""
+    inner: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
 
 
 @dataclass(slots=True)
-class _Active:
-    """A loop that is running: ``frame`` is an id, kept with the nesting depth so that a reused id is noticed."""
+class _History:
+    """What is known of one anchor."""
 
-    anchor: int
-    frame: int
-    depth: int
-    iterations: int = 1
-    partial: bool = False
-    """The survey began while the loop was running, so its trip count is not known."""
+    rounds: int = 0
+    with_gradients: int = 0
+    """Rounds that took gradients of their own."""
+    with_writes: int = 0
+    recent: deque[_Round] = field(default_factory=lambda: deque(maxlen=_ROUNDS))
+    around: tuple[tuple[int, bool], ...] = ()
+    """The scopes around it at its latest round, innermost first: anchor, and whether the scope repeats."""
+    most_inner: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """Most rounds of other scopes within one round of this one, finished or not."""
+    latest: int = 0
+    """When its latest round ended."""
 
 
 class Survey:
-    """See the module's page.
+    """Watches a program until its step is known.
 
     Args:
-        table: the program's anchors.
-        max_ops: bound on the ops of one region.
+        table: the anchors whose visits are reported.
+        max_ops: most ops of a region that consists of several rounds of an inner loop.
     """
 
     def __init__(self, table: AnchorTable, max_ops: int = 5000) -> None:
         self._table = table
         self._max_ops = max_ops
-        self._loops: dict[int, _Loop] = {}
-        self._active: list[_Active] = []
-        self._tapes = 0
+        self._scopes: list[_Scope] = []
+        self._histories: defaultdict[int, _History] = defaultdict(_History)
+        self._taped: set[int] = set()
+        """Anchors visited under an open tape; never chosen, their work is that of what is around them."""
+        self._tape_depth = 0
+        self._seen_gradient = False
+        self._clock = 0
+        self._files: set[str] = set()
+        self._files_of = 0
 
-    def visit(self, anchor_id: int, frame: FrameType) -> None:
-        """A probe was hit."""
-        loop = self._loops.setdefault(anchor_id, _Loop())
-        depth = _depth(frame)
-        active = self._active
-        while active:
-            top = active[-1]
-            if top.frame == id(frame) and top.depth == depth:
-                if top.anchor == anchor_id or self._encloses(top.anchor, anchor_id):
-                    break
-            elif top.depth < depth:
-                break
-            self._leave(active.pop())
-        if active and active[-1].anchor == anchor_id and active[-1].frame == id(frame):
-            self._iterate(loop)
-            active[-1].iterations += 1
-        else:
-            if loop.iterations and self._table[anchor_id].kind == "function":
-                self._iterate(loop)
-            loop.parent = active[-1].anchor if active else None
-            active.append(_Active(anchor_id, id(frame), depth, partial=not self._loops or len(self._loops) == 1))
-        loop.iterations += 1
-        loop.under_tape = loop.under_tape or self._tapes > 0
+    # -- reports ---------------------------------------------------------------------------------------------
+    def visit(self, anchor_id: int, frame: FrameType, tape_depth: int | None = None) -> None:
+        """The probe of an anchor was passed in `frame`.
 
-    def _encloses(self, outer: int, inner: int) -> bool:
-        parent = self._table[inner].parent
-        while parent is not None:
-            if parent == outer:
-                return True
-            parent = self._table[parent].parent
-        return False
-
-    def _iterate(self, loop: _Loop) -> None:
-        if loop.effects_now:
-            loop.worked += 1
-        loop.max_ops = max(loop.max_ops, loop.ops_now)
-        loop.ops_now = loop.effects_now = 0
-
-    def _leave(self, gone: _Active) -> None:
-        loop = self._loops[gone.anchor]
-        if self._table[gone.anchor].kind == "loop":
-            self._iterate(loop)
-            if not gone.partial:
-                # The probe also runs before the attempt that finds the iterator exhausted.
-                loop.trips.append(gone.iterations)
+        `tape_depth` is the number of open tapes; where it is not given, that of the latest op stands in.
+        """
+        anchor = self._table[anchor_id]
+        self._clock += 1
+        if (self._tape_depth if tape_depth is None else tape_depth) > 0:
+            self._taped.add(anchor_id)
+        stack = _stack(frame)
+        if anchor.kind == "function":
+            # The frame is new: a loop that is known by its id ran in a frame that is gone.
+            self._drop(scope for scope in self._scopes if scope.frame == id(frame))
+        self._drop(scope for scope in self._scopes if not self._runs(scope, stack))
+        self._join(stack)
+        visited = self._function(anchor, stack, id(frame)) if anchor.kind == "function" else None
+        base = visited.frame if visited is not None else id(frame)
+        for position, scope in enumerate(self._scopes):
+            if scope.anchor is anchor and scope.frame == base:
+                self._drop(self._scopes[position + 1 :])
+                self._finish_round()
+                return
+        self._scopes.append(visited or _Scope(anchor, base, frame.f_code))
+        self._sort(stack)
 
     def op(self, effect: bool, tape_depth: int) -> None:
-        """An op of the owner thread ran; ``effect`` if it wrote a variable."""
-        self._tapes = tape_depth
-        for active in self._active:
-            loop = self._loops[active.anchor]
-            loop.ops_now += 1
-            loop.effects_now += effect
+        """An op was executed: whether it writes a variable, and how many tapes are open."""
+        self._tape_depth = tape_depth
+        self._credit(_Tally(ops=1, recorded=int(tape_depth > 0), writes=int(effect)), sys._getframe(1))
 
     def gradient(self, tape_depth: int) -> None:
-        """``tape.gradient`` was called."""
-        self._tapes = tape_depth
-        for active in self._active:
-            self._loops[active.anchor].effects_now += 1
+        """A tape was asked for gradients."""
+        self._tape_depth = tape_depth
+        self._seen_gradient = True
+        self._credit(_Tally(gradients=1), sys._getframe(1))
 
+    def _credit(self, what: _Tally, frame: FrameType) -> None:
+        if self._scopes:
+            stack = _stack(frame)
+            for scope in self._scopes:
+                if self._runs(scope, stack):
+                    scope.total.add(what)
+
+    # -- scopes ----------------------------------------------------------------------------------------------
+    def _runs(self, scope: _Scope, stack: _Stack) -> bool:
+        if not scope.frame:
+            return True
+        code, offset = stack.get(scope.frame, (None, 0))
+        if code is not scope.code:
+            return False
+        return scope.anchor.kind == "function" or self._table.covers(scope.anchor.id, offset)
+
+    def _join(self, stack: _Stack) -> None:
+        """Add the running scopes that are not known: begun before the survey, or suspended since."""
+        known = {(scope.anchor.id, scope.frame) for scope in self._scopes}
+        for frame, (code, offset) in stack.items():
+            found = [
+                _Scope(self._table[loop], frame, code, partial=True)
+                for loop in self._table.loops(code)
+                if self._table.covers(loop, offset)
+            ]
+            function = self._table.function(code)
+            if function is not None:
+                found.append(self._function(self._table[function], stack, frame))
+                found[-1].partial = True
+            self._scopes += [scope for scope in found if (scope.anchor.id, scope.frame) not in known]
+        self._sort(stack)
+
+    def _sort(self, stack: _Stack) -> None:
+        """Outer scopes first. A function counts as inside all loops of the frame that called it."""
+        depth = {frame: number for number, frame in enumerate(stack, 1)}
+        loops = [loop for code, _ in stack.values() for loop in self._table.loops(code)]
+        nesting = {loop: number for number, loop in enumerate(loops)}
+        self._scopes.sort(
+            key=lambda scope: (depth.get(scope.frame, 0), nesting.get(scope.anchor.id, len(loops)))
+        )
+
+    def _function(self, anchor: Anchor, stack: _Stack, frame: int) -> _Scope:
+        """The scope of a function of which `frame` is a call.
+
+        It is known by the nearest user frame that led to the call, which successive calls have in common.
+        """
+        if self._files_of != len(self._table):
+            self._files = {anchor.filename for anchor in self._table}
+            self._files_of = len(self._table)
+        direct = True
+        callers = list(stack.items())
+        while callers.pop()[0] != frame:
+            pass
+        for caller, (code, _) in reversed(callers):
+            if code.co_filename in self._files:
+                return _Scope(anchor, caller, code, repeats=not direct)
+            direct = False
+        return _Scope(anchor, 0, None)
+
+    def _drop(self, scopes: Iterable[_Scope]) -> None:
+        """Scopes have ended, or are suspended below others; their unfinished rounds are none."""
+        for scope in list(scopes):
+            position = self._scopes.index(scope)
+            if position:
+                self._scopes[position - 1].inside.add(scope.inside)
+            del self._scopes[position]
+
+    def _finish_round(self) -> None:
+        """The innermost scope was visited again."""
+        scope = self._scopes[-1]
+        if scope.partial:
+            self._scopes[-1] = _Scope(scope.anchor, scope.frame, scope.code, scope.repeats)
+            return
+        anchor = scope.anchor.id
+        outer = self._scopes[-2::-1]
+        own = scope.total.without(scope.inside)
+        history = self._histories[anchor]
+        history.rounds += 1
+        history.with_gradients += own.gradients > 0
+        history.with_writes += own.writes > 0
+        history.recent.append(_Round(scope.total, own, dict(scope.inner)))
+        history.around = tuple((s.anchor.id, s.repeats) for s in outer if s.anchor.id not in self._taped)
+        history.latest = self._clock
+        for around in outer:
+            around.inner[anchor] += 1
+            most = self._histories[around.anchor.id].most_inner
+            most[anchor] = max(most[anchor], around.inner[anchor])
+        if outer:
+            # What is under a tape, or in a function, is the work of the loop around it.
+            is_round = scope.anchor.kind == "loop" and anchor not in self._taped
+            outer[0].inside.add(scope.total if is_round else scope.inside)
+        scope.total, scope.inside, scope.inner = _Tally(), _Tally(), defaultdict(int)
+
+    # -- the rule --------------------------------------------------------------------------------------------
     def choice(self) -> Choice | None:
-        """The step's anchor, None if not enough has been seen."""
-        ready = {
-            anchor: loop
-            for anchor, loop in self._loops.items()
-            if loop.worked >= _ITERATIONS and not loop.under_tape and 0 < loop.max_ops <= self._max_ops
-        }
-        loops = {anchor for anchor in ready if self._table[anchor].kind == "loop"}
-        running = [active.anchor for active in self._active if active.anchor in self._loops]
-        inner = self._innermost(loops)
-        if inner is None:
-            # A user loop that encloses the work may still be in its first iterations.
-            if any(
-                self._table[anchor].kind == "loop" and self._loops[anchor].effects_now for anchor in running
-            ):
-                return None
-            functions = [anchor for anchor in running if anchor in ready]
-            functions += [anchor for anchor in ready if anchor not in functions]
-            if not functions:
-                return None
-            return Choice(functions[0], "a function that a library calls for each step")
-        return self._promoted(inner)
+        """The anchor of the step, or None while too little was seen."""
+        if self._seen_gradient:
+            start = self._innermost(_ROUNDS, lambda history: history.with_gradients)
+            return self._enclosing_step(start, "takes gradients") if start is not None else None
+        start = self._innermost(_WRITE_ROUNDS, lambda history: history.with_writes)
+        return self._enclosing_step(start, "writes variables") if start is not None else None
 
-    def _innermost(self, loops: set[int]) -> int | None:
-        for anchor in loops:
-            if not any(self._within(other, anchor) for other in loops if other != anchor):
-                return anchor
-        return None
-
-    def _within(self, inner: int, outer: int) -> bool:
-        seen = set()
-        parent = self._loops[inner].parent
-        while parent is not None and parent not in seen:
-            if parent == outer:
-                return True
-            seen.add(parent)
-            parent = self._loops[parent].parent if parent in self._loops else None
-        return False
-
-    def _promoted(self, anchor: int) -> Choice | None:
-        """Climb to enclosing loops while the inner one is a small part of a step."""
-        reason = "the innermost loop that writes variables or asks for gradients"
+    def _innermost(self, needed: int, working: Callable[[_History], int]) -> int | None:
+        """The innermost scope at work: of loops if there are any, seen last or inside the one seen last."""
+        pool = [
+            anchor
+            for anchor, history in self._histories.items()
+            if anchor not in self._taped
+            and working(history) >= needed
+            and working(history) * _RARELY >= history.rounds
+        ]
+        pool = [anchor for anchor in pool if self._table[anchor].kind == "loop"] or pool
+        if not pool:
+            return None
+        found = max(pool, key=lambda anchor: self._histories[anchor].latest)
         while True:
-            loop = self._loops[anchor]
-            outer = self._outer_loop(anchor)
-            trips = loop.trips
-            if outer is None:
-                # The survey may have begun inside the loop: its enclosing loop comes by later, if there is one.
-                expected = self._table[anchor].parent
-                known = expected is None or self._table[expected].kind != "loop" or loop.iterations > MAX_INNER_TRIPS + 1
-                return Choice(anchor, reason) if known else None
-            if loop.iterations > MAX_INNER_TRIPS + 1 and not trips:
-                return Choice(anchor, reason)
-            if len(trips) < 2:
-                # Not known yet whether the loop is an inner part of a step: wait, unless it already runs long.
-                return None if max([loop.iterations, *trips]) <= MAX_INNER_TRIPS + 1 else Choice(anchor, reason)
-            if len(set(trips)) > 1 or trips[0] > MAX_INNER_TRIPS + 1:
-                return Choice(anchor, reason)
-            parent = self._loops[outer]
-            if parent.under_tape or parent.max_ops > self._max_ops or parent.worked < _ITERATIONS:
-                return Choice(anchor, reason) if parent.under_tape or parent.max_ops > self._max_ops else None
-            anchor, reason = outer, f"encloses an inner loop of always {trips[0] - 1} iterations"
+            latest = self._histories[found].recent[-1]
+            inside = [
+                anchor
+                for anchor in pool
+                if latest.inner.get(anchor)
+                and any(outer == found for outer, _ in self._histories[anchor].around)
+            ]
+            if not inside:
+                return found
+            found = inside[0]
 
-    def _outer_loop(self, anchor: int) -> int | None:
-        parent = self._loops[anchor].parent
-        while parent is not None and self._table[parent].kind != "loop":
-            parent = self._loops[parent].parent if parent in self._loops else None
-        return parent
+    def _enclosing_step(self, anchor: int, work: str) -> Choice | None:
+        """From the innermost scope at work, go outwards as long as it is only a part of the step."""
+        reason = f"the innermost {self._table[anchor].kind} that {work}"
+        while True:
+            history = self._histories[anchor]
+            done = [outer for outer, _ in history.around if self._histories[outer].rounds]
+            if not done:
+                waiting = [outer for outer, repeats in history.around if repeats]
+                if not waiting or self._histories[waiting[0]].most_inner[anchor] > _MOST_INNER:
+                    return Choice(anchor, reason)
+                return None
+            outer = self._histories[done[0]]
+            inner = history.recent[-1].total
+            if inner.gradients and not inner.recorded:
+                # It asks a tape for gradients that was recorded outside it.
+                if len(outer.recent) < _ROUNDS:
+                    return None
+                anchor, reason = done[0], "the loop around one that takes gradients of what it recorded"
+                continue
+            if outer.most_inner[anchor] > _MOST_INNER:
+                return Choice(anchor, f"{reason}, many times per round of the loop around it")
+            if not all(_does_step_work(round_.own, inner) for round_ in outer.recent):
+                return Choice(anchor, f"{reason}; the loop around it does not")
+            if len(outer.recent) < _ROUNDS:
+                return None
+            trips = {round_.inner.get(anchor, 0) for round_ in outer.recent}
+            if len(trips) > 1 or max(round_.total.ops for round_ in outer.recent) > self._max_ops:
+                return Choice(anchor, f"{reason}; the loop around it varies or is too long")
+            times = trips.pop()
+            anchor, reason = done[0], f"the loop around one that {work} {times} times in each round"
 
 
-def _depth(frame: FrameType | None) -> int:
-    depth = 0
+def _does_step_work(own: _Tally, inner: _Tally) -> bool:
+    """Whether a round's own work, outside the loop inside it, is of a step's kind.
+
+    A generator's update next to those of a critic takes a gradient; the update after several micro-batches
+    writes at least as many variables as a micro-batch. What epochs do of their own (reset metrics, set the
+    learning rate) is less. Where nothing takes gradients, the number of ops decides.
+    """
+    if not inner.gradients:
+        return own.ops >= inner.ops
+    return own.gradients > 0 or own.writes >= max(1, inner.writes)
+
+
+def _stack(frame: FrameType | None) -> _Stack:
+    frames = []
     while frame is not None:
-        depth += 1
+        frames.append((id(frame), (frame.f_code, frame.f_lasti)))
         frame = frame.f_back
-    return depth
+    return dict(reversed(frames))
