@@ -98,8 +98,13 @@ class Conductor:
         self.current = anchor
         self.visits.clear()
         self._region_start = time.perf_counter()
+        if anchor.stage is not Stage.CO:
+            # What follows runs natively: everything handed over must be done first.
+            for skeleton in self._skeletons.values():
+                skeleton.drain()
         if anchor.stage is Stage.GIVEN_UP:
             self.boundary.use(self.boundary.passive)
+            self.switch.restore()
             return
         if anchor.stage is Stage.CO and self.options.mode in ("co", "lazy"):
             skeleton = self._skeleton(anchor)
@@ -148,6 +153,8 @@ class Conductor:
         seconds = time.perf_counter() - self._region_start
         if recorder is not None:
             self._stop_recording()
+            if skeleton is not None:
+                skeleton.forget()
             self._merge(anchor, recorder, skeleton, seconds)
         elif skeleton is not None:
             before = skeleton.waited

@@ -28,7 +28,7 @@ from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.signature import signature_of
 from terra_cx.tf import native
 from terra_cx.tf.native import REAL, EagerTensor, FallbackException, IndexedSlices
-from terra_cx.tf.opdefs import Kind, arg_layout
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.rules import same_const, same_known
@@ -37,6 +37,8 @@ from terra_cx.trace.tracegraph import Node, TraceGraph, freeze
 __all__ = ["Diverge", "Skeleton"]
 
 _RAW = (int, float, bool, complex, str, bytes, np.ndarray, np.generic, type(None))
+_INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
+"""What a mistake of ours looks like; TensorFlow's own refusals have other types."""
 _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
@@ -62,6 +64,15 @@ class Diverge(Exception):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+
+class Answer:
+    """What a validated op returns to Python."""
+
+    __slots__ = ("answer",)
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
 
 
 class Skeleton:
@@ -150,6 +161,13 @@ class Skeleton:
                     run.keep = False
                     run.region_over()
         self.kept = [log for log in (*self.kept, self.log) if log.tapes and log.askable()][-8:]
+
+    def forget(self) -> None:
+        """The region diverged and is over: its tapes are native now, nothing of its log is needed."""
+        for run in self.log.runs:
+            run.keep = False
+            run.region_over()
+        self.log = RegionLog(self.log.number)
 
     def check(self) -> None:
         """Raise a deferred kernel error, if there is one."""
@@ -267,60 +285,67 @@ class Skeleton:
         """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
         if self.busy or get_ident() != self.owner:
             return self.foreign(lambda a: _fast(ctx, op, name, *a), args)
-        self.busy = True
-        try:
-            step = self.step
-            if step is not None and step.op == op and step.form == "F":
+        step = self.step
+        if step is not None and step.op == op and step.form == "F" and step.kind is not Kind.DRAW:
+            self.busy = True
+            try:
                 run = self.run
-                width = step.width
-                if args[width:] == step.attrs or step.kind is Kind.DRAW and free_attrs(args[width:]) == free_attrs(step.attrs):
+                if args[step.width :] == step.attrs:
                     for check, arg in zip(step.checks, args, strict=False):
                         if not self.admits(run, check, arg):
                             break
                     else:
                         return self.commit(run, step, args, name)  # type: ignore[arg-type]
-        finally:
-            self.busy = False
-        return self.other(ctx, op, name, args)
+            except Diverge as divergence:
+                self.busy = False
+                return self.diverged(divergence).fast(ctx, op, name, *resolve_all(args))
+            except _INTERNAL as error:
+                self.busy = False
+                return self.diverged(self.failed(error)).fast(ctx, op, name, *resolve_all(args))
+            finally:
+                self.busy = False
+        args = self.normalise(op, args)
+        step = self.step
+        if step is not None and step.op == op and step.form == "E" and not any(c[0] == LIST for c in step.checks):
+            raise FallbackException("terra-cx: the program is known to take the slow path here")
+        found = self.validated(op, "F", args, name)
+        if isinstance(found, Diverge):
+            return self.diverged(found).fast(ctx, op, name, *resolve_all(args))
+        return found.answer
 
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
         """``TFE_Py_Execute``: validate and answer with placeholders."""
         if self.busy or get_ident() != self.owner:
             return self.foreign(lambda a: _execute(handle, device, op, a[0], attrs, outputs), (list(inputs),))
         text = op.decode() if isinstance(op, bytes) else op
-        given = tuple(attrs) if attrs else ()
         inputs = list(inputs)
-        args = (inputs, given, outputs)
+        found = self.validated(text, "E", (inputs, tuple(attrs) if attrs else (), outputs), None)
+        if isinstance(found, Diverge):
+            return self.diverged(found).execute(handle, device, op, resolve_all(inputs), attrs, outputs)
+        return found.answer
+
+    def validated(self, op: str, form: str, args: tuple[Any, ...], name: Any) -> Any:
+        """Validate an op against the next step, or against the other ways on; its `Answer`, or why it diverges."""
         self.busy = True
         try:
             step = self.step
-            if step is not None and self.fits(self.run, step, text, "E", args):
-                return self.commit(self.run, step, args, None)  # type: ignore[arg-type]
-            found = self.elsewhere(text, "E", args)
+            if step is not None and self.fits(self.run, step, op, form, args):
+                return Answer(self.commit(self.run, step, args, name))  # type: ignore[arg-type]
+            found = self.elsewhere(op, form, args)
             if found is not None:
-                return self.commit(*found, args, None)
+                return Answer(self.commit(*found, args, name))
+            return Diverge(*self.explain(op, form, args))
+        except Diverge as divergence:
+            return divergence
+        except _INTERNAL as error:
+            return self.failed(error)
         finally:
             self.busy = False
-        recorder = self.diverged(Diverge(*self.explain(text, inputs)))
-        return recorder.execute(handle, device, op, resolve_all(inputs), attrs, outputs)
 
-    def other(self, ctx: Any, op: str, name: Any, args: tuple[Any, ...]) -> Any:
-        """A fast-path op that is not the expected one: normalise its arguments, try other ways, else diverge."""
-        args = self.normalise(op, args)
-        step = self.step
-        if step is not None and step.op == op and step.form == "E" and not any(c[0] == LIST for c in step.checks):
-            raise FallbackException("terra-cx: the program is known to take the slow path here")
-        self.busy = True
-        try:
-            if step is not None and self.fits(self.run, step, op, "F", args):
-                return self.commit(self.run, step, args, name)  # type: ignore[arg-type]
-            found = self.elsewhere(op, "F", args)
-            if found is not None:
-                return self.commit(*found, args, name)
-        finally:
-            self.busy = False
-        recorder = self.diverged(Diverge(*self.explain(op, list(args))))
-        return recorder.fast(ctx, op, name, *resolve_all(args))
+    def failed(self, error: BaseException) -> Diverge:
+        """A failure of ours while validating is a divergence: counted, told, and the program goes on."""
+        self.runner.internal("the skeleton", error)
+        return Diverge("internal-error", f"{type(error).__name__}: {error}")
 
     def normalise(self, op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """What native code would do first: read variables given as arguments, refuse objects it does not know.
@@ -479,6 +504,8 @@ class Skeleton:
         if step.needed:
             self.keep_arguments(step, args)
         if kind is Kind.KNOWN:
+            if step.op in SHAPE_OPS and not self.shapes_hold(step, args):
+                raise Diverge("new-shape", f"{step.op} of a tensor whose shape only its value tells")
             slots.extend([None] * len(step.specs))
             self.advance(run)
             return _unpack(step.pack, step.values)
@@ -500,6 +527,16 @@ class Skeleton:
         del made
         self.advance(run)
         return answer
+
+    def shapes_hold(self, step: Step, args: tuple[Any, ...]) -> bool:
+        """Whether the arguments of a shape op have the recorded shapes; one that only its value tells is fetched."""
+        inputs = args[: step.width] if step.form == "F" else args[0]
+        flat = [item for arg in inputs for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+        for item, spec in zip(flat, step.node.call.input_specs, strict=True):
+            if type(item) is Placeholder and item._slot.spec.shape is None and spec is not None:
+                if item._slot.run is self.run or item._shape_tuple() != spec.shape:
+                    return False
+        return True
 
     def keep_arguments(self, step: Step, args: tuple[Any, ...]) -> None:
         """Remember arguments that a gradient in a later block refers to."""
@@ -542,19 +579,23 @@ class Skeleton:
         self.drain()
         return self.natively(step, args, name)
 
-    def explain(self, op: str, args: list[Any]) -> tuple[str, str]:
+    def explain(self, op: str, form: str, args: tuple[Any, ...]) -> tuple[str, str]:
         """Why an op diverges, by the difference."""
         step = self.step
         if step is None:
-            here = self.here()
-            known = ", ".join(sorted({node.call.op for node in here.succ})) or "the region's end"
-            return "new-op" if op not in known else "new-arguments", f"{op} where {known} is known"
+            known = sorted({node.call.op for node in self.here().succ}) or ["the region's end"]
+            return ("new-arguments" if op in known else "new-op"), f"{op} where {', '.join(known)} is known"
         if step.op != op:
             return "new-op", f"{op} where {step.op} is known"
-        for number, (check, arg) in enumerate(zip(step.checks, args if step.form == "F" else args, strict=False)):
+        inputs, attrs = (args[: step.width], args[step.width :]) if form == "F" else (args[0], args[1])
+        if step.form != form:
+            return "new-arguments", f"{op} takes another path through TensorFlow's Python code"
+        if attrs != step.attrs:
+            return "new-attributes", f"{op}: {_attr_difference(attrs, step.attrs)}"
+        for number, (check, arg) in enumerate(zip(step.checks, inputs, strict=False)):
             if not self.admits(self.run, check, arg):
                 return "new-arguments", f"argument {number} of {op}: {_difference(check, arg)}"
-        return "new-attributes", f"attributes of {op}"
+        return "new-arguments", f"{len(inputs)} arguments of {op} where {len(step.checks)} are known"
 
     # -- tapes ---------------------------------------------------------------------------------------------------
     def _event(self, what: str, tape: Any = None, args: Any = None, detail: Any = None) -> None:
@@ -763,6 +804,13 @@ def _unpack(pack: Any, values: Any) -> Any:
     if isinstance(pack, int):
         return values[pack]
     return [_unpack(item, values) for item in pack]
+
+
+def _attr_difference(given: tuple[Any, ...], known: tuple[Any, ...]) -> str:
+    for name, new, old in zip(given[::2], given[1::2], known[1::2], strict=False):
+        if freeze(new) != freeze(old):
+            return f"{name} is {new!r:.60} where {old!r:.60} is known"
+    return "other attributes"
 
 
 def _difference(check: Check, arg: Any) -> str:

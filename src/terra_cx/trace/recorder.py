@@ -56,6 +56,13 @@ def pack_outputs(result: Any) -> tuple[Any, list[Any]]:
     return walk(result), flat
 
 
+def _copied(value: Any) -> Any:
+    """A value that the program cannot change under our hands: what is guarded must stay what it was."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([_copied(item) for item in value]) if type(value) in (list, tuple) else list(value)
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
 class Recorder:
     """Boundary handler of a traced region; `trace` is complete when the region ends."""
 
@@ -156,7 +163,7 @@ class Recorder:
             return item  # native code raises what eager raises
         if dtype is not None and tensor._datatype_enum() != dtype:
             return item
-        raws[index] = type(item) if array else item
+        raws[index] = type(item) if array else _copied(item)
         return tensor
 
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
@@ -197,7 +204,7 @@ class Recorder:
                 refs.append(self.ref(value))
                 specs.append(Spec(value._datatype_enum(), value._shape_tuple()))
             else:
-                refs.append(Const(value, dtype))
+                refs.append(Const(_copied(value), dtype))
                 specs.append(None)
         pack, outputs = pack_outputs(result)
         kind = self._kind(op, refs, outputs)
@@ -205,7 +212,7 @@ class Recorder:
             op=op,
             form=form,
             kind=kind,
-            attrs=tuple(list(value) if isinstance(value, list) else value for value in attrs),
+            attrs=tuple(_copied(value) for value in attrs),
             layout=layout,
             inputs=tuple(refs),
             input_specs=tuple(specs),

@@ -53,12 +53,12 @@ def same_const(a: Any, b: Any) -> bool:
     """Whether two raw Python arguments are equal in type and bits (1, 1.0 and True differ; so do 0.0 and -0.0)."""
     if a is b:
         return True
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):  # native code makes no difference
+        return len(a) == len(b) and all(same_const(x, y) for x, y in zip(a, b, strict=True))
     if type(a) is not type(b):
         return False
     if type(a) is float:
         return _same_float(a, b)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same_const(x, y) for x, y in zip(a, b, strict=True))
     if hasattr(a, "dtype"):  # NumPy scalars and arrays
         return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     return bool(a == b)
