@@ -1,0 +1,48 @@
+"""The record of one run: a dictionary that JSON can hold, the only thing that reports are made from.
+
+Keys of version 1:
+
+| key | value |
+| --- | --- |
+| `version` | 1; raised when a key changes its meaning or goes away |
+| `terra_cx`, `python`, `tensorflow` | versions; `tensorflow` is null if the program never imported it |
+| `mode` | the mode of the run |
+| `command` | the words that started the program, its arguments included |
+| `regions` | `{total, co_executed, traced, eager}`: counts |
+| `step_ms` | `{eager, co}`: median milliseconds of a region, at the start and co-executed; null if none |
+| `overlap` | the part of the graph's time, 0 to 1, in which Python was running too; null if unknown |
+| `fallbacks` | list of `{reason, line, count, seconds, detail}`; `line` reads `train.py:12` |
+| `anchors` | list of `{line, state, nodes, blocks, given_up}`; `given_up` is the reason or null |
+| `internal_errors` | how often terra-cx itself failed and the program went on in eager |
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Any
+
+from terra_cx import __version__
+
+VERSION = 1
+
+Record = dict[str, Any]
+
+
+def blank(mode: str) -> Record:
+    """A record in which nothing has been observed yet; every key is there."""
+    tensorflow = sys.modules.get("tensorflow")
+    return {
+        "version": VERSION,
+        "terra_cx": __version__,
+        "python": platform.python_version(),
+        "tensorflow": getattr(tensorflow, "__version__", None),
+        "mode": mode,
+        "command": [],
+        "regions": {"total": 0, "co_executed": 0, "traced": 0, "eager": 0},
+        "step_ms": {"eager": None, "co": None},
+        "overlap": None,
+        "fallbacks": [],
+        "anchors": [],
+        "internal_errors": 0,
+    }

@@ -1,0 +1,81 @@
+"""The few lines on the terminal when a run is over, made from its record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from terra_cx.report.record import Record
+
+MOST_FALLBACKS = 5  # shown in full; the rest is counted, and --report has them all
+
+
+def render(record: Record, stream: TextIO) -> str:
+    """The summary of `record`, one fact a line, never wrapped; in colour if `stream` is a terminal."""
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    with console.capture() as capture:
+        for label, style, text in facts(record):
+            console.print(Text.assemble((f"{label:<10}", style), text))
+    return capture.get()
+
+
+def facts(record: Record) -> Iterator[tuple[str, str, str]]:
+    """Yield the summary's lines, each as label, rich style of the label, text."""
+    yield "terra-cx", "bold", _regions(record)
+    speed = _speed(record)
+    if speed:
+        yield "", "", speed
+    fallbacks = sorted(record["fallbacks"], key=lambda f: (f["seconds"] or 0, f["count"]), reverse=True)
+    for fallback in fallbacks[:MOST_FALLBACKS]:
+        yield "fallback", "yellow", _fallback(fallback)
+    if len(fallbacks) > MOST_FALLBACKS:
+        yield "", "", f"and {len(fallbacks) - MOST_FALLBACKS} more kinds of fallback; --report lists them"
+    for anchor in record["anchors"]:
+        if anchor["given_up"]:
+            yield "given up", "yellow", f"{anchor['line']}  {anchor['given_up']}"
+    if record["internal_errors"]:
+        errors = _count(record["internal_errors"], "error")
+        yield "internal", "red", f"{errors} inside terra-cx; the program went on in plain eager"
+
+
+def _regions(record: Record) -> str:
+    regions = record["regions"]
+    if record["tensorflow"] is None:
+        return "the program did not use TensorFlow"
+    if not regions["total"]:
+        return "no training step found; everything ran in plain eager"
+    text = f"{regions['co_executed']} of {_count(regions['total'], 'region')} co-executed"
+    others = [f"{regions[kind]} {kind}" for kind in ("traced", "eager") if regions[kind]]
+    return text + (f" ({', '.join(others)})" if others else "")
+
+
+def _speed(record: Record) -> str:
+    eager, co = record["step_ms"]["eager"], record["step_ms"]["co"]
+    parts = []
+    if co and eager:
+        parts.append(f"step {_ms(co)}, eager {_ms(eager)} ({eager / co:.{1 if eager < 10 * co else 0}f}x)")
+    elif eager:
+        parts.append(f"eager step {_ms(eager)}")
+    if record["overlap"] is not None:
+        parts.append(f"overlap {record['overlap']:.0%}")
+    return ", ".join(parts)
+
+
+def _fallback(fallback: Record) -> str:
+    text = f"{fallback['line']}  {fallback['reason']}, {_count(fallback['count'], 'time')}"
+    if fallback["seconds"]:
+        text += f", {_ms(1000 * fallback['seconds'])}"
+    return text + (f": {fallback['detail']}" if fallback["detail"] else "")
+
+
+def _ms(milliseconds: float) -> str:
+    if milliseconds >= 10_000:
+        return f"{milliseconds / 1000:.1f} s"
+    return f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds:.0f} ms"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
