@@ -219,7 +219,8 @@ class Session:
             if conductor.recorder is not None:  # type: ignore[union-attr]
                 conductor.observer.loop_visit(anchor_id, sys._getframe(1))  # type: ignore[union-attr]
             else:
-                conductor.visits.append((anchor_id, id(sys._getframe(1))))  # type: ignore[union-attr]
+                frame = sys._getframe(1)
+                conductor.visits.append((anchor_id, id(frame), frame.f_code))  # type: ignore[union-attr]
             return
         self._guarded(conductor.visit, anchor, sys._getframe(1))  # type: ignore[union-attr]
 

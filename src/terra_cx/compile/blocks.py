@@ -70,8 +70,8 @@ class Step:
     """For KNOWN: the recorded results."""
     results: tuple[Any, ...] = ()
     """For a gradient: per result None, a source, or a triple of sources; a source as in `FlatOp.inputs`."""
-    implicit: tuple[tuple[int, Node, int], ...] = ()
-    """Parameters (number, node, output) that the gradient takes from earlier blocks of the region."""
+    implicit: tuple[tuple[int, Node, int, int], ...] = ()
+    """Parameters (number, node, output, execution) that the gradient takes from earlier blocks of the region."""
 
 
 @dataclass(slots=True)
@@ -152,12 +152,12 @@ class _Builder:
                 value = rule.node.call.values[rule.out]
                 return ("k", value), (KNOWN, value)
             flat = self.where.get((rule.node, rule.out))
-            if flat is not None:
+            if flat is not None and rule.turn == 0:
                 draw = self.block.draws.get(flat)
                 return (("l", flat) if draw is None else ("p", draw)), (LOCAL, flat)
-            key: Any = ("node", rule.node, rule.out)
+            key: Any = ("node", rule.node, rule.out, rule.turn)
         elif need is Need.SHARED:
-            key = ("ext", rule.share or use)
+            key = ("ext", *(rule.share or use), rule.turn)
         elif need in (Need.EXTERNAL, Need.TENSOR):
             key = ("own", use)
         elif need is Need.CONST:
@@ -195,7 +195,7 @@ class _Builder:
         if node.kind is Kind.GRADIENT:
             # Its ops are many and its inputs may come from anywhere in the block.
             return not self.tainted
-        return not ((dependent or reads_written) and node.kind is Kind.PURE and _may_fail(node))
+        return not ((dependent or reads_written) and node.kind in (Kind.PURE, Kind.READ) and _may_fail(node))
 
     def add(self, node: Node) -> None:
         """Append ``node``."""
@@ -246,7 +246,7 @@ class _Builder:
 
     def _flat_op(self, node: Node, call: Any, sources: list[tuple[Any, ...]], base: int, specs: list[Spec]) -> None:
         dtypes = tuple(spec.dtype for spec in call.input_specs if spec is not None)
-        may_fail = call.kind is Kind.PURE and fallible(call.op, dtypes, True)
+        may_fail = call.kind is not Kind.WRITE and call.op != "ReadVariableOp" and fallible(call.op, dtypes, True)
         self.block.ops.append(
             FlatOp(call.op, call.form, call.attrs, call.layout, call.kind, sources, base, specs, call.name, may_fail)
         )
@@ -294,11 +294,11 @@ class _Builder:
             if param < before:
                 continue
             if key[0] == "node":
-                implicit.append((param, key[1], key[2]))
+                implicit.append((param, key[1], key[2], key[3]))
                 key[1].needed.add(key[2])
             elif key[0] == "ext":
-                owner, argument = key[1]
-                implicit.append((param, owner, -1 - argument))
+                _, owner, argument, turn = key
+                implicit.append((param, owner, -1 - argument, turn))
                 owner.needed.add(-1 - argument)
         step.implicit = tuple(implicit)
 
@@ -310,11 +310,11 @@ class _Builder:
         rule: Rule = item
         if rule.need is Need.LOCAL and rule.node is not None and (rule.node, rule.out) not in self.where:
             rule.node.needed.add(rule.out)
-            return ("n", rule.node, rule.out)
+            return ("n", rule.node, rule.out, rule.turn)
         if rule.need is Need.SHARED:
             owner, argument = rule.share or use
             owner.needed.add(-1 - argument)
-            return ("n", owner, -1 - argument)
+            return ("n", owner, -1 - argument, rule.turn)
         if rule.need is Need.KNOWN:
             return ("k", rule.value)
         source = self.source(rule, use)[0]
@@ -322,6 +322,8 @@ class _Builder:
 
 
 def _may_fail(node: Node) -> bool:
+    if node.call.op == "ReadVariableOp":
+        return False
     dtypes = tuple(spec.dtype for spec in node.call.input_specs if spec is not None)
     return fallible(node.call.op, dtypes, True)
 

@@ -97,7 +97,7 @@ def _lower(block: Block) -> Lowered:
 
 
 def _may_fail(op: FlatOp, outputs: list[Any], builder: GraphBuilder) -> bool:
-    if op.kind is not Kind.PURE:
+    if op.kind is Kind.WRITE or op.op == "ReadVariableOp":
         return False
     static = all(builder.static_shape(symbol) is not None for symbol in outputs)
     return op.fallible or not static

@@ -57,11 +57,11 @@ class StatementObserver:
         self._touched: list[tuple[FrameType, Any]] = []
         self._on = False
 
-    def start(self, anchor_frame: FrameType | None) -> None:
-        """Observe from here on; ``anchor_frame`` is the frame that the region began in, None if that is not known."""
+    def start(self, anchor_frame: int) -> None:
+        """Observe from here on; ``anchor_frame`` is the ``id`` of the frame that the region began in."""
         self._frames.clear()
         self._calls = 0
-        self._anchor_id = id(anchor_frame) if anchor_frame is not None else 0
+        self._anchor_id = anchor_frame
         self._previous = sys.gettrace()
         self._touched = []
         frame: FrameType | None = sys._getframe(1)

@@ -33,7 +33,7 @@ _QUEUE = 256
 class Observer(Protocol):
     """What ties ops to user statements (`observe.statements.StatementObserver`)."""
 
-    def start(self, anchor_frame: Any) -> None:
+    def start(self, anchor_frame: int) -> None:
         """Observe from here on."""
 
     def stop(self) -> None:
@@ -41,6 +41,12 @@ class Observer(Protocol):
 
     def loop_visit(self, anchor_id: int, frame: Any) -> None:
         """A loop inside the region starts an iteration."""
+
+    def loop_visited(self, anchor_id: int, frame_id: int, code: Any) -> None:
+        """As `loop_visit`, for a visit noted earlier."""
+
+    def continue_at(self, site: Any) -> None:
+        """Observation starts after an op with this site."""
 
     def locate(self, frame: Any) -> Any:
         """The site of an op issued below ``frame``."""
@@ -65,12 +71,13 @@ class Conductor:
         self.skeleton: Skeleton | None = None
         self.recorder: Recorder | None = None
         self.diverged_at: float | None = None
-        self.visits: list[tuple[int, int]] = []
+        self.visits: list[tuple[int, int, Any]] = []
         self.co_seconds = 0.0
         self.waited = 0.0
         self._fallback: Any = None
         self._uids = itertools.count()
         self._region_start = 0.0
+        self._frame = 0
         self._skeletons: dict[int, Skeleton] = {}
         self.owner = threading.get_ident()
 
@@ -98,6 +105,7 @@ class Conductor:
         self.current = anchor
         self.visits.clear()
         self._region_start = time.perf_counter()
+        self._frame = id(frame)  # not the frame: it would keep the user's variables alive
         if anchor.stage is not Stage.CO:
             # What follows runs natively: everything handed over must be done first.
             for skeleton in self._skeletons.values():
@@ -113,7 +121,7 @@ class Conductor:
             self.switch.shorten()
             self.boundary.use(skeleton)
             return
-        self._record(frame)
+        self._record()
 
     def _skeleton(self, anchor: ActiveAnchor) -> Skeleton:
         found = self._skeletons.get(id(anchor))
@@ -130,10 +138,10 @@ class Conductor:
             self._skeletons[id(anchor)] = found
         return found
 
-    def _record(self, frame: Any) -> Recorder:
+    def _record(self) -> Recorder:
         recorder = Recorder(self.observer.locate, self.observer.user_mark)
         self.recorder = recorder
-        self.observer.start(frame)
+        self.observer.start(self._frame)
         self.boundary.watch_reads(recorder.fetched)
         self.boundary.use(recorder)
         return recorder
@@ -223,7 +231,12 @@ class Conductor:
             self.skeleton = self.current = None
             anchor.co_executed(0.0, False)
             raise
-        recorder = self._record(None)
+        recorder = self._record()
+        for anchor_id, frame_id, code in self.visits:
+            self.observer.loop_visited(anchor_id, frame_id, code)
+        last = skeleton.here().call.site
+        if last is not None:
+            self.observer.continue_at(last)
         recorder.limit = 4 * len(anchor.graph) + 1000
         recorder.on_overrun = self._stop_recording
         prefix(skeleton, recorder)

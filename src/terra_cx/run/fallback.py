@@ -4,7 +4,7 @@ Guarantees:
 
 * No effect is applied twice: what the runner has done is not done again, what it has not done is done here, in order.
 * While a tape can be asked, it is rebuilt: pure ops are executed again natively *with the recorded results* of reads,
-  random draws and feeds, reads enter by ``record_operation``, tape events are repeated at their places. Slots then hold
+  random draws and feeds, reads enter by ``TFE_Py_RecordGradient``, tape events are repeated at their places. Slots then hold
   the tensors that the tape knows (bit-identical to the ones before).
 * Executing again only the unfinished block is not enough: the gradient through dispatched blocks would silently be None.
 """
@@ -149,8 +149,7 @@ class _Replay:
                             record_gradient(op.op, inputs, op.attrs, results)
                     elif op.kind is Kind.READ:
                         results = self._recorded(run, op.base, len(op.specs))
-                        handle = inputs_of(op, values, feeds)[0]
-                        REAL["TFE_Py_TapeSetRecordOperation"](op.op, results, [handle], _pass, None)
+                        record_gradient(op.op, inputs_of(op, values, feeds), op.attrs, results)
                     else:
                         continue
                     for index, value in enumerate(results):
@@ -173,10 +172,6 @@ class _Replay:
         slot = run.slots[flat] if flat < len(run.slots) else None
         if slot is not None:
             slot.value = value
-
-
-def _pass(gradient: Any) -> list[Any]:
-    return [gradient]
 
 
 def _real(item: Any) -> Any:

@@ -36,9 +36,9 @@ _BASE = _references([object()], 0)
 
 
 class RegionLog:
-    """See the module's page. ``bound`` maps (node, output) to the slot or tensor that later gradients may ask for."""
+    """See the module's page. ``bound`` maps (node, output, execution) to the slot or tensor that later gradients may ask for."""
 
-    __slots__ = ("accesses", "bound", "consumed", "events", "number", "position", "runs", "tapes")
+    __slots__ = ("accesses", "bound", "consumed", "events", "number", "position", "runs", "tapes", "turns")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -47,7 +47,8 @@ class RegionLog:
         self.tapes: list[Any] = []
         self.consumed: set[int] = set()
         self.accesses: list[tuple[int, Any]] = []
-        self.bound: dict[tuple[Any, int], Any] = {}
+        self.bound: dict[tuple[Any, int, int], Any] = {}
+        self.turns: dict[Any, int] = {}
         self.position = 0
 
     def tape_number(self, tape: Any) -> int:

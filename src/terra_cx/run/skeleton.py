@@ -310,6 +310,10 @@ class Skeleton:
             raise FallbackException("terra-cx: the program is known to take the slow path here")
         found = self.validated(op, "F", args, name)
         if isinstance(found, Diverge):
+            if found.reason != "internal-error" and any(
+                node.call.op == op and node.call.form == "E" for node in self.here().succ
+            ):
+                raise FallbackException("terra-cx: the program is known to take the slow path here")
             return self.diverged(found).fast(ctx, op, name, *resolve_all(args))
         return found.answer
 
@@ -501,8 +505,10 @@ class Skeleton:
             slots.extend([None] * len(step.specs))
             self.advance(run)
             return result
+        turn = 0
         if step.needed:
-            self.keep_arguments(step, args)
+            turn = self.turn(step.node)
+            self.keep_arguments(step, args, turn)
         if kind is Kind.KNOWN:
             if step.op in SHAPE_OPS and not self.shapes_hold(step, args):
                 raise Diverge("new-shape", f"{step.op} of a tensor whose shape only its value tells")
@@ -514,15 +520,15 @@ class Skeleton:
         if step.pack == 0:
             slot = Slot(step.specs[0], run, base)
             slots.append(slot)
-            if step.needed and 0 in step.needed:
-                self.log.bound[step.node, 0] = slot
+            if 0 in step.needed:
+                self.log.bound[step.node, 0, turn] = slot
             self.advance(run)
             return new_placeholder(slot)
         made = [Slot(spec, run, base + index) for index, spec in enumerate(step.specs)]
         slots.extend(made)
         for out in step.needed:
             if out >= 0:
-                self.log.bound[step.node, out] = made[out]
+                self.log.bound[step.node, out, turn] = made[out]
         answer = _unpack(step.pack, [new_placeholder(slot) for slot in made])
         del made
         self.advance(run)
@@ -538,7 +544,14 @@ class Skeleton:
                     return False
         return True
 
-    def keep_arguments(self, step: Step, args: tuple[Any, ...]) -> None:
+    def turn(self, node: Node) -> int:
+        """Which execution of ``node`` in this region is about to be committed."""
+        turns = self.log.turns
+        turn = turns.get(node, 0)
+        turns[node] = turn + 1
+        return turn
+
+    def keep_arguments(self, step: Step, args: tuple[Any, ...], turn: int) -> None:
         """Remember arguments that a gradient in a later block refers to."""
         wanted = [-1 - out for out in step.needed if out < 0]
         if not wanted:
@@ -549,7 +562,7 @@ class Skeleton:
         for index in wanted:
             if index < len(flat):
                 arg = flat[index]
-                self.log.bound[step.node, -1 - index] = arg._slot if type(arg) is Placeholder else arg
+                self.log.bound[step.node, -1 - index, turn] = arg._slot if type(arg) is Placeholder else arg
 
     def advance(self, run: BlockRun) -> None:
         """Step on; a block that is validated to its end and followed by host time is dispatched at once."""
@@ -630,6 +643,12 @@ class Skeleton:
             self._event("watch", tape, tensor._slot if type(tensor) is Placeholder else tensor)
         if type(tensor) is not Placeholder:
             REAL["TFE_Py_TapeWatch"](tape, tensor)
+
+    def tape_watch_variable(self, tape: Any, variable: Any) -> Any:
+        """``TFE_Py_TapeWatchVariable``: the native tape watches it at once."""
+        if get_ident() == self.owner:
+            self._event("watch_variable", tape, detail=id(variable.handle))
+        return REAL["TFE_Py_TapeWatchVariable"](tape, variable)
 
     def tape_stop(self) -> Any:
         """``TFE_Py_TapeSetStopOnThread``."""
@@ -720,13 +739,13 @@ class Skeleton:
             return False
         if not all(self.admits(run, check, arg) for check, arg in zip(step.checks, flat, strict=True)):
             return False
-        for number, node, out in step.implicit:
-            bound = self.log.bound.get((node, out))
+        for number, node, out, turn in step.implicit:
+            bound = self.log.bound.get((node, out, turn))
             if bound is None or (type(bound) is Slot and bound.run is run):
                 return False
             run.params[number] = bound
         return all(
-            not (isinstance(item, tuple) and item and item[0] == "n") or (item[1], item[2]) in self.log.bound
+            not (isinstance(item, tuple) and item and item[0] == "n") or item[1:] in self.log.bound
             for item in _flat_results(step.results)
         )
 
@@ -754,13 +773,14 @@ class Skeleton:
                 return new_placeholder(slot)  # type: ignore[arg-type]
             if what == "k" or what == "r":
                 return item[1]
-            bound = run.params[item[1]] if what == "p" else self.log.bound[item[1], item[2]]
+            bound = run.params[item[1]] if what == "p" else self.log.bound[item[1:]]
             return new_placeholder(bound) if type(bound) is Slot else bound
 
         result = [answer(item) for item in step.results]
+        turn = self.turn(step.node) if step.needed else 0
         for out in step.needed:
             if out >= 0:
-                self.log.bound[step.node, out] = slot_of(base + out)
+                self.log.bound[step.node, out, turn] = slot_of(base + out)
         for op in run.block.ops[step.ops[0] : step.ops[1]]:
             if op.kind is Kind.READ:
                 slot_of(op.base)

@@ -25,6 +25,7 @@ TAPES = (
     "TFE_Py_TapeSetStopOnThread",
     "TFE_Py_TapeSetRestartOnThread",
     "TFE_Py_TapeWatch",
+    "TFE_Py_TapeWatchVariable",
     "TFE_Py_TapeVariableAccessed",
     "TFE_Py_TapeGradient",
     "TFE_Py_RecordGradient",
@@ -35,7 +36,6 @@ TAPES = (
 TENSORS = (
     "TFE_Py_TapeSetShouldRecordBackprop",
     "TFE_Py_TapeSetPossibleGradientTypes",
-    "TFE_Py_TapeWatchVariable",
     "TFE_Py_PackJVPs",
     "TFE_Py_ForwardAccumulatorNew",
     "TFE_Py_ForwardAccumulatorSetAdd",
@@ -89,6 +89,7 @@ class Handler(Protocol):
     tape_add: Callable[..., Any]
     tape_remove: Callable[..., Any]
     tape_watch: Callable[..., Any]
+    tape_watch_variable: Callable[..., Any]
     tape_stop: Callable[..., Any]
     tape_restart: Callable[..., Any]
     tape_gradient: Callable[..., Any]
@@ -145,6 +146,10 @@ class Passive:
         """``TFE_Py_TapeWatch``."""
         return REAL["TFE_Py_TapeWatch"](tape, resolve_all(tensor))
 
+    def tape_watch_variable(self, tape: Any, variable: Any) -> Any:
+        """``TFE_Py_TapeWatchVariable``."""
+        return REAL["TFE_Py_TapeWatchVariable"](tape, variable)
+
     def tape_stop(self) -> Any:
         """``TFE_Py_TapeSetStopOnThread``."""
         return REAL["TFE_Py_TapeSetStopOnThread"]()
@@ -197,6 +202,7 @@ class Boundary:
             "TFE_Py_TapeSetStopOnThread": lambda: self.handler.tape_stop(),
             "TFE_Py_TapeSetRestartOnThread": lambda: self.handler.tape_restart(),
             "TFE_Py_TapeWatch": lambda tape, tensor: self.handler.tape_watch(tape, tensor),
+            "TFE_Py_TapeWatchVariable": lambda tape, variable: self.handler.tape_watch_variable(tape, variable),
             "TFE_Py_TapeVariableAccessed": lambda variable: self.handler.variable_accessed(variable),
             "TFE_Py_TapeGradient": lambda *a: self.handler.tape_gradient(*a),
             "TFE_Py_RecordGradient": lambda *a: self.handler.record_gradient(*a),

@@ -42,7 +42,7 @@ class Kind(Enum):
     """A whole ``tape.gradient`` call: a function of the validated ops and tape events."""
 
 
-_READS = frozenset({"ReadVariableOp"})
+_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd"})
 _WRITES = frozenset(
     {
         "AssignVariableOp",

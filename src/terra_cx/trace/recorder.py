@@ -306,6 +306,11 @@ class Recorder:
         self._tape_event("watch", tape, self.ref(tensor))
         return REAL["TFE_Py_TapeWatch"](tape, tensor)
 
+    def tape_watch_variable(self, tape: Any, variable: Any) -> Any:
+        """``TFE_Py_TapeWatchVariable``."""
+        self._tape_event("watch_variable", tape, detail=id(variable.handle))
+        return REAL["TFE_Py_TapeWatchVariable"](tape, variable)
+
     def tape_stop(self) -> Any:
         """``TFE_Py_TapeSetStopOnThread``."""
         self._tape_event("stop")

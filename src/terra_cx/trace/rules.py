@@ -87,6 +87,8 @@ class Rule:
     """For SHARED: the first use of the same external tensor, None for the first use itself."""
     raw: Any = None
     """If Python gave a raw value that the boundary converted: the value (KNOWN) or its type."""
+    turn: int = 0
+    """Inside a gradient: which execution of ``node`` (or of the first use) in the region is meant."""
     origin: Rule | None = None
     """For KNOWN: the rule to widen to."""
 
@@ -138,22 +140,26 @@ class Rule:
         self.value, self.share, self.origin = other.value, other.share, other.origin
 
 
-def rule_of(ref: Ref, spec: Spec | None, producers: Any, uses: dict[int, tuple[Node, int]], use: tuple[Node, int]) -> Rule:
+Uses = dict[int, tuple["Node", int, int]]
+"""First use of each external tensor of a trace, by its number: node, argument, and which execution of the node."""
+
+
+def rule_of(ref: Ref, spec: Spec | None, producers: Any, uses: Uses, use: tuple[Node, int, int]) -> Rule:
     """The narrowest rule for an argument.
 
     Args:
         ref: where the argument came from in the trace.
         spec: its dtype and shape.
-        producers: maps a `Local` to (node, flat output).
-        uses: first use of each external tensor of this trace, by its number; updated.
-        use: this argument as (node, index).
+        producers: maps a `Local` to (node, flat output, execution).
+        uses: updated.
+        use: this argument as (node, index, execution).
     """
     if isinstance(ref, Local):
-        node, out = producers(ref)
-        return Rule(Need.LOCAL, spec, node, out)
+        node, out, turn = producers(ref)
+        return Rule(Need.LOCAL, spec, node, out, turn=turn)
     if isinstance(ref, Ext):
         first = uses.setdefault(ref.number, use)
-        return Rule(Need.SHARED, spec, share=None if first == use else first)
+        return Rule(Need.SHARED, spec, share=None if first == use else first[:2], turn=first[2])
     if isinstance(ref, Const):
         return Rule(Need.CONST, None, value=ref.value, dtype=ref.dtype)
     if isinstance(ref, Known):

@@ -19,7 +19,7 @@ from typing import Any
 from terra_cx.tf.opdefs import SEED_ATTRS, Kind
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Call, Ext, Known, Local, Resource, TapeEvent, Trace
-from terra_cx.trace.rules import Need, Rule, rule_of
+from terra_cx.trace.rules import Need, Rule, Uses, rule_of
 
 __all__ = ["GAP_SECONDS", "MergeResult", "Node", "TraceGraph", "freeze"]
 
@@ -202,12 +202,13 @@ class TraceGraph:
     def _merge(self, trace: Trace) -> MergeResult:
         result = MergeResult()
         occurrences: Counter[Any] = Counter()
-        produced: dict[int, tuple[Node, int]] = {}
-        uses: dict[int, tuple[Node, int]] = {}
+        produced: dict[int, tuple[Node, int, int]] = {}
+        uses: Uses = {}
+        turns: Counter[Node] = Counter()
 
-        def producers(ref: Local) -> tuple[Node, int]:
-            node, base = produced[ref.position]
-            return node, base + ref.out
+        def producers(ref: Local) -> tuple[Node, int, int]:
+            node, base, turn = produced[ref.position]
+            return node, base + ref.out, turn
 
         path: list[tuple[Node, Call]] = []
         previous = self.root
@@ -229,20 +230,21 @@ class TraceGraph:
                 if node.kind is Kind.GRADIENT:
                     self._gradients.setdefault(self._loose(key, call), []).append(node)
             elif call.node is None:
-                widened = self._widen(node, call, producers, uses)
+                widened = self._widen(node, call, producers, uses, turns[node])
                 result.widened += widened
             else:
                 # Validated before the region diverged: its rules hold; only first uses must be known.
                 for index, ref in enumerate(call.inputs):
                     if isinstance(ref, Ext):
-                        uses.setdefault(ref.number, (node, index))
+                        uses.setdefault(ref.number, (node, index, turns[node]))
             if call.kind is Kind.GRADIENT:
                 base = 0
                 for inner in call.inner:
-                    produced[inner.position] = (node, base)
+                    produced[inner.position] = (node, base, turns[node])
                     base += len(inner.outputs)
             else:
-                produced[call.position] = (node, 0)
+                produced[call.position] = (node, 0, turns[node])
+            turns[node] += 1
             if node not in previous.succ:
                 previous.succ[node] = 0
                 result.edges += 1
@@ -260,12 +262,12 @@ class TraceGraph:
             self.version += 1
         return result
 
-    def _add(self, key: Any, call: Call, producers: Any, uses: dict[int, tuple[Node, int]]) -> Node:
+    def _add(self, key: Any, call: Call, producers: Any, uses: Uses) -> Node:
         node = Node(len(self._order), call)
         self._nodes[key] = node
         self._order.append(node)
         node.rules = [
-            rule_of(ref, spec, producers, uses, (node, index))
+            rule_of(ref, spec, producers, uses, (node, index, 0))
             for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True))
         ]
         for index, raw in call.raws.items():
@@ -283,7 +285,7 @@ class TraceGraph:
         ids = tuple(node_id for node_id, _ in signature[0]) if signature[0] != "outside" else id(call)
         return (place, ids, tuple(inner.op for inner in call.inner))
 
-    def _renewed(self, key: Any, call: Call, producers: Any, uses: dict[int, tuple[Node, int]]) -> Node | None:
+    def _renewed(self, key: Any, call: Call, producers: Any, uses: Uses) -> Node | None:
         """A gradient whose tape's ops have widened since: the same node with new wiring, not a new one.
 
         Otherwise every use of its results would see its wiring vary and cut the block.
@@ -297,7 +299,7 @@ class TraceGraph:
             node.signature = key[1]
             node.inner_rules = []
             node.rules = [
-                rule_of(ref, spec, producers, uses, (node, index))
+                rule_of(ref, spec, producers, uses, (node, index, 0))
                 for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True))
             ]
             self._add_inner(node, call, producers, uses)
@@ -306,18 +308,25 @@ class TraceGraph:
             return node
         return None
 
-    @staticmethod
-    def _add_inner(node: Node, call: Call, producers: Any, uses: dict[int, tuple[Node, int]]) -> None:
+    def in_rolled_loop(self, node: Node) -> bool:
+        """Whether the node may be executed several times in one region."""
+        return any(loop in self.rolled for loop, _ in node.call.site.loops)
+
+    def _add_inner(self, node: Node, call: Call, producers: Any, uses: Uses) -> None:
         bases: dict[int, int] = {}
         base = 0
         for inner in call.inner:
             bases[inner.position] = base
             base += len(inner.outputs)
 
-        def source(ref: Local) -> tuple[Node, int]:
+        rolled = False
+
+        def source(ref: Local) -> tuple[Node, int, int]:
+            nonlocal rolled
             if ref.position in bases:
-                return node, bases[ref.position] + ref.out
-            found: tuple[Node, int] = producers(ref)
+                return node, bases[ref.position] + ref.out, 0
+            found: tuple[Node, int, int] = producers(ref)
+            rolled = rolled or self.in_rolled_loop(found[0])
             return found
 
         def guarded(ref: Any) -> Any:
@@ -334,7 +343,7 @@ class TraceGraph:
         for inner in call.inner:
             rules = []
             for ref, spec in zip(inner.inputs, inner.input_specs, strict=True):
-                rules.append(rule_of(guarded(ref), spec, source, uses, (node, number)))
+                rules.append(rule_of(guarded(ref), spec, source, uses, (node, number, 0)))
                 number += 1
             node.inner_rules.append(rules)
 
@@ -345,16 +354,19 @@ class TraceGraph:
             if isinstance(ref, tuple):
                 return tuple(result_rule(item) for item in ref)
             number += 1
-            return rule_of(guarded(ref), None, source, uses, (node, number))
+            return rule_of(guarded(ref), None, source, uses, (node, number, 0))
 
         node.results = tuple(result_rule(ref) for ref in call.results)
+        if rolled:
+            # A block knows one execution of a node; what other iterations computed must come in from outside.
+            node.cut_before = "gradient of a rolled loop"
 
-    def _widen(self, node: Node, call: Call, producers: Any, uses: dict[int, tuple[Node, int]]) -> int:
+    def _widen(self, node: Node, call: Call, producers: Any, uses: Uses, turn: int) -> int:
         if node.kind in (Kind.OWNER, Kind.SOURCE, Kind.GRADIENT):
             return 0  # the owner's ops are free; a gradient is found by its signature
         widened = 0
         for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True)):
-            other = rule_of(ref, spec, producers, uses, (node, index))
+            other = rule_of(ref, spec, producers, uses, (node, index, turn))
             if node.rules[index].widen(other):
                 widened += 1
         if widened:
