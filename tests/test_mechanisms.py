@@ -328,7 +328,8 @@ def test_kernel_error_that_nobody_catches():
     program = gather_program(40, caught=False)
     eager, co = run_once(program, None), run_once(program, {})
     assert co.error == eager.error
-    assert eager.error is not None and eager.error[0] == "InvalidArgumentError"
+    assert eager.error is not None
+    assert eager.error[0] == "InvalidArgumentError"
     assert co.report["regions"]["co_executed"] > 10
 
 
@@ -381,7 +382,13 @@ def test_keras_dropout_and_batchnorm_with_adam():
     def program(see):
         layers = tf.keras.layers
         model = tf.keras.Sequential(
-            [layers.Dense(8), layers.BatchNormalization(), layers.ReLU(), layers.Dropout(0.4), layers.Dense(2)]
+            [
+                layers.Dense(8),
+                layers.BatchNormalization(),
+                layers.ReLU(),
+                layers.Dropout(0.4),
+                layers.Dense(2),
+            ]
         )
         optimizer = tf.keras.optimizers.Adam(0.01)
         for step, x in enumerate(batches()):
@@ -504,7 +511,9 @@ def test_ops_of_the_owner_run_in_order(capfd):
         seen = []
         for x in batches():
             weights.assign_sub(0.1 * weights)
-            y = tf.numpy_function(lambda a, w=weights: seen.append(float(w.numpy()[0, 0])) or a * 2, [x], tf.float32)
+            y = tf.numpy_function(
+                lambda a, w=weights: seen.append(float(w.numpy()[0, 0])) or a * 2, [x], tf.float32
+            )
             see(tf.reduce_sum(tf.matmul(y, weights)))
         see(seen)
         return weights

@@ -61,7 +61,9 @@ def run_once(program: Callable[[Callable[..., None]], Any], settings: dict[str, 
         outcome.error = (type(error).__name__, str(error))
     if settings is not None:
         outcome.report = runner.last_session.report()
-    outcome.draws = bits([tf.random.uniform([3]), tf.random.normal([2], seed=5), np.random.rand(2), random.random()])
+    outcome.draws = bits(
+        [tf.random.uniform([3]), tf.random.normal([2], seed=5), np.random.rand(2), random.random()]
+    )
     return outcome
 
 

@@ -17,15 +17,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class co_execute:
+class co_execute:  # noqa: N801  # reads as the function it is used as
     """Co-execute what runs inside: a context manager, and a decorator.
 
-    As a decorator the function, and the functions defined in it, get anchor probes, so its step loop is found by itself.
-    As a context manager the code inside already runs and cannot be given probes: modules imported inside get them, and
-    `region` marks a step.
+    As a decorator the function, and the functions defined in it, get anchor probes, so its step loop is found
+    by itself. As a context manager the code inside already runs and cannot be given probes: modules imported
+    inside get them, and `region` marks a step.
 
     Args:
-        settings: any setting of `terra_cx.config.Options`, by name; those not given come from the environment and
+        settings: any setting of `terra_cx.config.Options`, by name; those not given come from the environment
+        and
             pyproject.toml.
 
     Raises:
@@ -86,5 +87,3 @@ def region() -> None:
     session = module.current() if module is not None else None
     if session is not None:
         session.region(sys._getframe(1))
-
-

@@ -1,19 +1,21 @@
 """A session: what ties observation, tracing and co-execution together for one run of one program.
 
-The only singleton of the package. It owns the anchor table, the import hook, the probes in ``builtins``, and, once the
-program has imported TensorFlow and became warm, the conductor.
+The only singleton of the package. It owns the anchor table, the import hook, the probes in ``builtins``, and,
+once the program has imported TensorFlow and became warm, the conductor.
 
 Guarantees:
 
 * Until a loop is warm nothing of TensorFlow is touched; a probe then costs about 0.1 microseconds.
-* One thread, the owner, is co-executed: the one that `start` was called on. Probes of other threads do nothing.
-* An error of our own never reaches the program: what was validated is executed, the program goes on in plain eager,
-  stderr says so once, and the report counts it.
+* One thread, the owner, is co-executed: the one that `start` was called on. Probes of other threads do
+  nothing.
+* An error of our own never reaches the program: what was validated is executed, the program goes on in plain
+  eager, stderr says so once, and the report counts it.
 """
 
 from __future__ import annotations
 
 import builtins
+import itertools
 import os
 import sys
 import threading
@@ -58,7 +60,10 @@ class Session:
 
     def __init__(self, options: Options) -> None:
         if getattr(sys, "_is_gil_enabled", lambda: True)() is False:
-            raise TerraError("free-threaded Python is not supported: liveness is judged by reference counts; use a build with the GIL")
+            raise TerraError(
+                "free-threaded Python is not supported, because liveness is judged by reference counts; "
+                "use a build with the GIL"
+            )
         self.options = options
         self.table = AnchorTable()
         self.user = UserCode()
@@ -74,11 +79,10 @@ class Session:
         self._started = False
         self._broken = False
         self._told = False
-        self._hook: Any = None
         self._marked: dict[tuple[CodeType, int], int] = {}
         self._record: Record | None = None
 
-    # -- life ----------------------------------------------------------------------------------------------------
+    # -- life ------------------------------------------------------------------------------------------------
     def start(self) -> None:
         """Put the import hook and the probes in place.
 
@@ -92,7 +96,7 @@ class Session:
         self._started = True
         setattr(builtins, PROBE, self._idle_probe)
         setattr(builtins, BARRIER, self._no_barrier)
-        self._hook = self.user.install(self.table)
+        self.user.install(self.table)
         os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
         register = getattr(threading, "_register_atexit", None)
         if register is not None:
@@ -126,7 +130,8 @@ class Session:
         self.user.remove()
         if self.conductor is not None:
             self.conductor.close()
-            # The hooks stay, passive: placeholders that the program still holds must be resolved on their way in.
+            # The hooks stay, passive: placeholders that the program still holds must be resolved on their way
+            # in.
             self.conductor.boundary.use(self.conductor.boundary.passive)
 
     def _at_exit(self) -> None:
@@ -134,7 +139,12 @@ class Session:
             self.conductor.close()
 
     def _before_fork(self) -> None:
-        if self._started and self.conductor is not None and threading.get_ident() == self.owner and not self._broken:
+        if (
+            self._started
+            and self.conductor is not None
+            and threading.get_ident() == self.owner
+            and not self._broken
+        ):
             self.conductor.pause()
 
     def _after_fork(self) -> None:
@@ -146,7 +156,7 @@ class Session:
             if self.conductor is not None:
                 self.conductor.boundary.use(self.conductor.boundary.passive)
 
-    # -- probes --------------------------------------------------------------------------------------------------
+    # -- probes ----------------------------------------------------------------------------------------------
     def _idle_probe(self, anchor_id: int) -> None:
         """Nothing is hot yet: count."""
         counts = self._counts
@@ -202,7 +212,7 @@ class Session:
         assert conductor is not None
         anchor = self.table[anchor_id]
         marks = self._marks[anchor_id]
-        times = [b - a for a, b in zip(marks, marks[1:], strict=False)]
+        times = [b - a for a, b in itertools.pairwise(marks)]
         self._surveyor = None
         active = conductor.activate(anchor_id, _line(anchor), times)
         active.regions["eager"] += max(len(marks) - 1, 0)
@@ -255,7 +265,7 @@ class Session:
         if self.conductor is not None:
             self._activate(anchor_id, frame)
 
-    # -- failures of our own -------------------------------------------------------------------------------------
+    # -- failures of our own ---------------------------------------------------------------------------------
     def _guarded(self, function: Any, *args: Any) -> None:
         """Call ``function``; the program's own deferred errors pass, ours end co-execution."""
         try:
@@ -283,12 +293,12 @@ class Session:
         if not self._told:
             self._told = True
             text = str(error).splitlines()[0] if str(error) else ""
-            print(
-                f"terra-cx: {what} failed ({type(error).__name__}: {text[:200]}); the program goes on in plain eager there",
-                file=sys.stderr,
+            sys.stderr.write(
+                f"terra-cx: {what} failed ({type(error).__name__}: {text[:200]}); "
+                "the program goes on in plain eager there\n"
             )
 
-    # -- telling -------------------------------------------------------------------------------------------------
+    # -- telling ---------------------------------------------------------------------------------------------
     def report(self) -> Record:
         """The run's record (see `report.record`)."""
         if self._record is not None:
@@ -326,7 +336,10 @@ class Session:
         """The TraceGraphs, readable, with source lines."""
         from terra_cx.report.graph import text
 
-        return "\n".join(text(a) for a in self._anchors()) or "no region was found: no loop with a gradient or a variable write ran twice"
+        return (
+            "\n".join(text(a) for a in self._anchors())
+            or "no region was found: no loop with a gradient or a variable write ran twice"
+        )
 
     def graph_dot(self) -> str:
         """The TraceGraphs as Graphviz dot."""

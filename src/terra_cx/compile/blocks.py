@@ -31,8 +31,11 @@ Check = tuple[Any, ...]
 
 @dataclass(slots=True)
 class FlatOp:
-    """One op of the block's graph. ``inputs`` are ("l", flat output), ("p", parameter), ("k", tensor), ("c", value,
-    dtype) or ("r", handle); its outputs are the block's flat outputs ``base`` to ``base + len(specs)``."""
+    """One op of the block's graph.
+
+    ``inputs`` are ("l", flat output), ("p", parameter), ("k", tensor), ("c", value, dtype) or ("r", handle); its
+    outputs are the block's flat outputs ``base`` to ``base + len(specs)``.
+    """
 
     op: str
     form: str
@@ -189,7 +192,8 @@ class _Builder:
             return True
         rules = list(node.rules)
         dependent = any(
-            r.need is Need.LOCAL and r.node is not None and self.where.get((r.node, r.out)) in self.tainted for r in rules
+            r.need is Need.LOCAL and r.node is not None and self.where.get((r.node, r.out)) in self.tainted
+            for r in rules
         )
         reads_written = any(r.need is Need.RESOURCE and id(r.value) in self.written for r in rules)
         if node.kind is Kind.GRADIENT:
@@ -238,17 +242,43 @@ class _Builder:
         block = self.block
         block.steps.append(
             Step(
-                node, call.op, call.form, node.kind, len(call.layout) if call.form == "F" else 1,
-                call.attrs, checks, base, specs, call.pack, node.needed, block.positions, (first_op, len(block.ops)),
+                node,
+                call.op,
+                call.form,
+                node.kind,
+                len(call.layout) if call.form == "F" else 1,
+                call.attrs,
+                checks,
+                base,
+                specs,
+                call.pack,
+                node.needed,
+                block.positions,
+                (first_op, len(block.ops)),
             )
         )
         block.positions += node.width
 
-    def _flat_op(self, node: Node, call: Any, sources: list[tuple[Any, ...]], base: int, specs: list[Spec]) -> None:
+    def _flat_op(
+        self, node: Node, call: Any, sources: list[tuple[Any, ...]], base: int, specs: list[Spec]
+    ) -> None:
         dtypes = tuple(spec.dtype for spec in call.input_specs if spec is not None)
-        may_fail = call.kind is not Kind.WRITE and call.op != "ReadVariableOp" and fallible(call.op, dtypes, True)
+        may_fail = (
+            call.kind is not Kind.WRITE and call.op != "ReadVariableOp" and fallible(call.op, dtypes, True)
+        )
         self.block.ops.append(
-            FlatOp(call.op, call.form, call.attrs, call.layout, call.kind, sources, base, specs, call.name, may_fail)
+            FlatOp(
+                call.op,
+                call.form,
+                call.attrs,
+                call.layout,
+                call.kind,
+                sources,
+                base,
+                specs,
+                call.name,
+                may_fail,
+            )
         )
         flat_op = self.block.ops[-1]
         handles = [source[1] for source in sources if source[0] == "r"]
@@ -317,8 +347,7 @@ class _Builder:
             return ("n", owner, -1 - argument, rule.turn)
         if rule.need is Need.KNOWN:
             return ("k", rule.value)
-        source = self.source(rule, use)[0]
-        return source
+        return self.source(rule, use)[0]
 
 
 def _may_fail(node: Node) -> bool:

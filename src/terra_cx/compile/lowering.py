@@ -40,7 +40,7 @@ def lower(block: Block) -> None:
         lowered = _lower(block)
         _claim_shapes(block, lowered)
         block.lowered = lowered
-    except Exception as error:  # any op that graph mode refuses: the block still runs, op by op, and says why
+    except Exception as error:  # noqa: BLE001  # any op that graph mode refuses: the block still runs, op by op, and says why
         block.eager = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         for step in block.steps:
             if step.kind in (Kind.PURE, Kind.READ, Kind.GRADIENT):

@@ -98,7 +98,12 @@ class _Finder(importlib.abc.MetaPathFinder):
 
     def _wrap(self, spec: Any) -> None:
         loader, origin = spec.loader, spec.origin
-        if loader is None or not spec.has_location or not hasattr(loader, "get_code") or not self._user.is_user(origin):
+        if (
+            loader is None
+            or not spec.has_location
+            or not hasattr(loader, "get_code")
+            or not self._user.is_user(origin)
+        ):
             return
         if isinstance(loader, importlib.machinery.ExtensionFileLoader):
             return
@@ -110,7 +115,7 @@ class _Finder(importlib.abc.MetaPathFinder):
                 raise ImportError(f"cannot load module {module.__name__!r} when get_code() returns None")
             try:
                 code = instrument(code, table)
-            except Exception as error:  # the module runs without probes
+            except Exception as error:  # noqa: BLE001  # the module runs without probes
                 user.failures.append((origin, f"{type(error).__name__}: {error}"))
             exec(code, module.__dict__)
 

@@ -53,7 +53,7 @@ class StatementObserver:
         self._frames: dict[int, _FrameState] = {}
         self._anchor_id = 0
         self._calls = 0
-        self._previous: Tracer | None = None
+        self._previous: Any = None
         self._touched: list[tuple[FrameType, Any]] = []
         self._on = False
 

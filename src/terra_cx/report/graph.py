@@ -38,7 +38,7 @@ def _spec(spec: Any) -> str:
 
 
 def _argument(rule: Any) -> str:
-    name = rule.need.name.lower()
+    name: str = rule.need.name.lower()
     if name == "local":
         return f"%{rule.node.id}" + (f".{rule.out}" if rule.out else "")
     if name == "const":

@@ -50,8 +50,9 @@ class Fetcher(Protocol):
 class BlockRun:
     """See the module's page.
 
-    ``keep`` is set while a tape may need the run, ``over`` when its region has ended. ``params`` holds a `Slot` (made by an earlier run) or a real tensor per parameter, ``slots`` a slot per flat output
-    validated so far (None where Python got a real tensor), ``pos`` the number of validated steps, ``start`` the
+    ``keep`` is set while a tape may need the run, ``over`` when its region has ended. ``params`` holds a
+    `Slot` (made by an earlier run) or a real tensor per parameter, ``slots`` a slot per flat output validated
+    so far (None where Python got a real tensor), ``pos`` the number of validated steps, ``start`` the
     region's position of its first op.
     """
 
@@ -122,8 +123,8 @@ class BlockRun:
     def release(self) -> None:
         """Let go of inputs and slots once the run is done, its region over, and no tape needs it.
 
-        Called by the runner and by the owner thread, whichever comes last finds all conditions true; doing it twice
-        does no harm.
+        Called by the runner and by the owner thread, whichever comes last finds all conditions true; doing it
+        twice does no harm.
         """
         if self.keep or not self.over or self.state <= State.SENT:
             return

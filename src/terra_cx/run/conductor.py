@@ -58,7 +58,13 @@ class Observer(Protocol):
 class Conductor:
     """See the module's page."""
 
-    def __init__(self, options: Options, boundary: Boundary, observer: Observer, internal: Callable[[str, BaseException], None]):
+    def __init__(
+        self,
+        options: Options,
+        boundary: Boundary,
+        observer: Observer,
+        internal: Callable[[str, BaseException], None],
+    ):
         self.options = options
         self.boundary = boundary
         self.observer = observer
@@ -181,7 +187,9 @@ class Conductor:
         self.boundary.watch_reads(None)
         self.boundary.use(self.boundary.passive)
 
-    def _merge(self, anchor: ActiveAnchor, recorder: Recorder, skeleton: Skeleton | None, seconds: float) -> None:
+    def _merge(
+        self, anchor: ActiveAnchor, recorder: Recorder, skeleton: Skeleton | None, seconds: float
+    ) -> None:
         diverged = skeleton is not None
         if self._fallback is not None and self.diverged_at is not None:
             self._fallback.seconds += time.perf_counter() - self.diverged_at
@@ -217,7 +225,8 @@ class Conductor:
             BaseException: a kernel error of an op that Python has already issued.
         """
         skeleton, anchor = self.skeleton, self.current
-        assert skeleton is not None and anchor is not None
+        assert skeleton is not None
+        assert anchor is not None
         start = time.perf_counter()
         line = user_line(sys._getframe(1))
         self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
@@ -329,7 +338,10 @@ class Conductor:
         line = user_line(frame) if frame is not None else "?"
         run = self.runner.current
         graph = run.block.line if run is not None else "idle"
-        print(f"terra-cx: still {where} after {self.options.watchdog:g} s; Python is at {line}, the graph at {graph}", file=sys.stderr)
+        sys.stderr.write(
+            f"terra-cx: still {where} after {self.options.watchdog:g} s; Python is at {line}, "
+            f"the graph at {graph}\n"
+        )
 
 
 _OURS = __file__.rsplit("/", 2)[0]

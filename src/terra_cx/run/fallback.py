@@ -2,11 +2,13 @@
 
 Guarantees:
 
-* No effect is applied twice: what the runner has done is not done again, what it has not done is done here, in order.
-* While a tape can be asked, it is rebuilt: pure ops are executed again natively *with the recorded results* of reads,
-  random draws and feeds, reads enter by ``TFE_Py_RecordGradient``, tape events are repeated at their places. Slots then hold
-  the tensors that the tape knows (bit-identical to the ones before).
-* Executing again only the unfinished block is not enough: the gradient through dispatched blocks would silently be None.
+* No effect is applied twice: what the runner has done is not done again, what it has not done is done here,
+  in order.
+* While a tape can be asked, it is rebuilt: pure ops are executed again natively *with the recorded results*
+  of reads, random draws and feeds, reads enter by ``TFE_Py_RecordGradient``, tape events are repeated at
+  their places. Slots then hold the tensors that the tape knows (bit-identical to the ones before).
+* Executing again only the unfinished block is not enough: the gradient through dispatched blocks would
+  silently be None.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ from __future__ import annotations
 from typing import Any
 
 from terra_cx.run.block_run import BlockRun, State
-from terra_cx.run.eager import OpFailed, annotate, call_native, do_draw, feeds_of, inputs_of, run_eagerly, settle
+from terra_cx.run.eager import (
+    OpFailed,
+    annotate,
+    call_native,
+    do_draw,
+    feeds_of,
+    inputs_of,
+    run_eagerly,
+    settle,
+)
 from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.tf.native import REAL, record_gradient
@@ -27,7 +38,7 @@ __all__ = ["prefix", "recover"]
 
 
 def recover(skeleton: Skeleton) -> None:
-    """Drain the runner, run what is validated but not dispatched, and rebuild the tapes that can still be asked.
+    """Drain the runner, run what is validated but not dispatched, rebuild the tapes that can still be asked.
 
     Raises:
         BaseException: a kernel error of an op that Python has already issued.
@@ -134,7 +145,9 @@ class _Replay:
                 if step.kind is Kind.DRAW:
                     self._events_until(run.start + step.position)
                     numbers = [block.draws[step.base + index] for index in range(len(step.specs))]
-                    drawn = do_draw(draws[id(step)]) if fresh else self._recorded(run, step.base, len(step.specs))
+                    drawn = (
+                        do_draw(draws[id(step)]) if fresh else self._recorded(run, step.base, len(step.specs))
+                    )
                     for index, (number, value) in enumerate(zip(numbers, drawn, strict=True)):
                         feeds[number] = values[step.base + index] = value
                         self._settle(run, step.base + index, value)
@@ -145,7 +158,8 @@ class _Replay:
                         inputs = inputs_of(op, values, feeds)
                         results = call_native(op, inputs)
                         if op.form == "E" and not REAL["TFE_Py_TapeSetIsEmpty"]():
-                            # The fast path tells the tapes itself; on the slow path generated Python code does.
+                            # The fast path tells the tapes itself; on the slow path generated Python code
+                            # does.
                             record_gradient(op.op, inputs, op.attrs, results)
                     elif op.kind is Kind.READ:
                         results = self._recorded(run, op.base, len(op.specs))
@@ -181,8 +195,8 @@ def _real(item: Any) -> Any:
 def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
     """Give the recorder what the region did before it diverged, so that its trace is whole.
 
-    The calls are those of the TraceGraph's nodes with this region's references; the tensors that Python may still hold
-    become known to the recorder by what they stand for.
+    The calls are those of the TraceGraph's nodes with this region's references; the tensors that Python may
+    still hold become known to the recorder by what they stand for.
     """
     log = skeleton.log
     places: dict[int, Local] = {}
@@ -248,15 +262,35 @@ def _call(run: BlockRun, step: Any, ref_of: Any) -> Call:
     moved = run.start + step.position
     inner = tuple(
         Call(
-            c.op, c.form, c.kind, c.attrs, c.layout, tuple(Captured(None) for _ in c.inputs), c.input_specs, c.outputs,
-            c.pack, None, moved + index, c.name,
+            c.op,
+            c.form,
+            c.kind,
+            c.attrs,
+            c.layout,
+            tuple(Captured(None) for _ in c.inputs),
+            c.input_specs,
+            c.outputs,
+            c.pack,
+            None,
+            moved + index,
+            c.name,
         )
         for index, c in enumerate(template.inner)
     )
     return Call(
-        template.op, template.form, template.kind, template.attrs, template.layout, tuple(refs), template.input_specs,
-        template.outputs, template.pack, template.site, moved, template.name, inner=inner, results=template.results,
+        template.op,
+        template.form,
+        template.kind,
+        template.attrs,
+        template.layout,
+        tuple(refs),
+        template.input_specs,
+        template.outputs,
+        template.pack,
+        template.site,
+        moved,
+        template.name,
+        inner=inner,
+        results=template.results,
         node=step.node,
     )
-
-

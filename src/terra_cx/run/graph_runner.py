@@ -114,7 +114,7 @@ class GraphRunner:
             self.failed = run
             run.fail(annotate(failure.error, failure.step))
             return
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # reaches the owner thread
             self.internal(f"graph runner, block at {run.block.line}", error)
             run.fail(error)
             self.failed = run
@@ -146,7 +146,7 @@ class GraphRunner:
                     slot.value = value
         try:
             results = function(feeds)
-        except Exception:
+        except Exception:  # noqa: BLE001
             # The block changed nothing. Its draws are made; replay the other ops with them, which raises what eager
             # raises (if it does not raise, the block was wrong to fail and its values are eager's all the same).
             self.statistics.eager_runs += 1
@@ -170,7 +170,8 @@ class GraphRunner:
         start = time.perf_counter()
         try:
             before = Snapshot(block)
-        except Exception as error:  # an uninitialised variable, a dtype that cannot be read: no comparison, no block
+        except Exception as error:  # noqa: BLE001
+            # An uninitialised variable, a dtype that cannot be read: no comparison, no block.
             block.eager = f"cannot be verified: {type(error).__name__}"
             self._truth(run, feeds)
             return
@@ -181,9 +182,10 @@ class GraphRunner:
             before.restore()
             results = function(feeds)
             good = all(
-                same_bits(result, values[flat]) for flat, result in zip(sorted(run.outputs), results, strict=True)
+                same_bits(result, values[flat])
+                for flat, result in zip(sorted(run.outputs), results, strict=True)
             ) and after.equals(before.again())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever graph mode refuses
             block.eager = f"{type(error).__name__}: {str(error)[:200]}"
             self.internal(f"compiling the block at {block.line}", error)
             return

@@ -1,7 +1,7 @@
 """What happened in the region that is being co-executed: its runs, its tapes, and what the tapes were told.
 
-The log is what recovery replays: a divergence under an open tape rebuilds the native tape from it. A finished region's
-log is kept only while one of its tapes could still be asked for a gradient.
+The log is what recovery replays: a divergence under an open tape rebuilds the native tape from it. A finished
+region's log is kept only while one of its tapes could still be asked for a gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class Event:
 
     __slots__ = ("args", "detail", "position", "tape", "what")
 
-    def __init__(self, position: int, what: str, tape: int = -1, args: Any = None, detail: Any = None) -> None:
+    def __init__(
+        self, position: int, what: str, tape: int = -1, args: Any = None, detail: Any = None
+    ) -> None:
         self.position = position
         self.what = what
         self.tape = tape
@@ -36,7 +38,10 @@ _BASE = _references([object()], 0)
 
 
 class RegionLog:
-    """See the module's page. ``bound`` maps (node, output, execution) to the slot or tensor that later gradients may ask for."""
+    """See the module's page.
+
+    ``bound`` maps (node, output, execution) to the slot or tensor that later gradients may ask for.
+    """
 
     __slots__ = ("accesses", "bound", "consumed", "events", "number", "position", "runs", "tapes", "turns")
 

@@ -1,7 +1,7 @@
 """What a gradient of a tape depends on, computed from the validated runs.
 
-The counterpart for traces is `TraceGraph._signature`; both name ops by (node, revision), free wiring by canonical names,
-and tape events by relative position, so that equal signatures mean equal tape contents.
+The counterpart for traces is `TraceGraph._signature`; both name ops by (node, revision), free wiring by
+canonical names, and tape events by relative position, so that equal signatures mean equal tape contents.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["signature_of"]
 def signature_of(log: RegionLog, run: BlockRun | None, tape: int) -> Any:
     """The signature of tape number ``tape`` at the present point of the region.
 
-    The common case, a tape that was opened and is asked inside one block, without ``watch``, is answered from a cache
-    of the block if all external tensors bound so far are distinct objects.
+    The common case, a tape that was opened and is asked inside one block, without ``watch``, is answered from
+    a cache of the block if all external tensors bound so far are distinct objects.
     """
     start = log.created(tape)
     base = next(index for index, event in enumerate(log.events) if event.what == "new" and event.tape == tape)
@@ -33,7 +33,9 @@ def signature_of(log: RegionLog, run: BlockRun | None, tape: int) -> Any:
     if run is not None and run.start <= start and all(event.what != "watch" for event in events):
         bound = [id(param) for param in run.params if param is not None]
         if len(set(bound)) == len(bound):
-            shape = tuple((e.position - start, e.what, e.tape - tape if e.tape >= 0 else None, e.detail) for e in events)
+            shape = tuple(
+                (e.position - start, e.what, e.tape - tape if e.tape >= 0 else None, e.detail) for e in events
+            )
             key = (start - run.start, run.pos, shape, tuple(accesses))
             cached = run.block.signatures.get(key)
             if cached is not None:

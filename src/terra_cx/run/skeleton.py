@@ -1,13 +1,15 @@
-"""The skeleton: the user's Python goes on, each op is checked against the TraceGraph and answered with placeholders.
+"""The skeleton: Python goes on, its ops are checked against the TraceGraph and answered with placeholders.
 
 Guarantees:
 
-* An op is answered only if it is the block's next op: same op, attributes, constants, wiring, dtypes and shapes. Anything
-  else is a *leave* (the TraceGraph holds another way on) or a *divergence* (it does not), and nothing is lost by either.
-* A run is handed over only when all its ops have been issued by Python with those very inputs; there is no speculation.
+* An op is answered only if it is the block's next op: same op, attributes, constants, wiring, dtypes and
+  shapes. Anything else is a *leave* (the TraceGraph holds another way on) or a *divergence* (it does not),
+  and nothing is lost by either.
+* A run is handed over only when all its ops have been issued by Python with those very inputs; there is no
+  speculation.
 * Committing an op is the last thing that validating it does; a failed check leaves the run as it was.
-* Ops that arrive while the skeleton itself is working (finalisers, signal handlers) and ops of other threads never touch
-  the run: they execute natively, after what they may depend on.
+* Ops that arrive while the skeleton itself is working (finalisers, signal handlers) and ops of other threads
+  never touch the run: they execute natively, after what they may depend on.
 """
 
 from __future__ import annotations
@@ -21,7 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, Block, Check, Step, free_attrs
+from terra_cx.compile.blocks import (
+    CONST,
+    FEED,
+    KNOWN,
+    LIST,
+    LOCAL,
+    PARAM,
+    RESOURCE,
+    Block,
+    Check,
+    Step,
+    free_attrs,
+)
 from terra_cx.run.block_run import BlockRun, Draw, State
 from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.region_log import Event, RegionLog
@@ -51,7 +65,7 @@ def _alive(slots: list[Slot | None]) -> list[int]:
 
 def _measure_base() -> int:
     slots = [Slot.__new__(Slot)]
-    return [_getrefcount(slot) for index, slot in enumerate(slots)][0]
+    return next(iter([_getrefcount(slot) for index, slot in enumerate(slots)]))
 
 
 _SLOT_BASE = _measure_base()
@@ -82,9 +96,9 @@ class Skeleton:
         graph: the anchor's TraceGraph.
         block_for: gives the current block that starts at a node, building it if needed.
         runner: executes the runs.
-        diverged: told about a divergence; recovers and returns the handler that goes on with the region (a recorder).
-        lazy: hand runs over only when a value is read, and wait (mode ``lazy``).
-        run_ahead: how many regions Python may be ahead of the graph runner.
+        diverged: told about a divergence; recovers and returns the handler that goes on with the region (a
+        recorder). lazy: hand runs over only when a value is read, and wait (mode ``lazy``). run_ahead: how
+        many regions Python may be ahead of the graph runner.
     """
 
     def __init__(
@@ -121,7 +135,7 @@ class Skeleton:
         self._ahead: list[BlockRun | None] = []
         self._signatures: dict[Any, Any] = {}
 
-    # -- regions -------------------------------------------------------------------------------------------------
+    # -- regions ---------------------------------------------------------------------------------------------
     def begin(self) -> None:
         """A region starts."""
         self.log = RegionLog(self.log.number + 1)
@@ -192,20 +206,22 @@ class Skeleton:
             self.run = self.step = None
             raise error
 
-    # -- dispatch ------------------------------------------------------------------------------------------------
+    # -- dispatch --------------------------------------------------------------------------------------------
     def dispatch(self) -> None:
         """Hand the open run over, as far as it has been validated."""
         run = self.run
         if run is None:
             return
         block = run.block
-        if run.pos == 0:  # its first op raised in Python's hands (an exhausted iterator): nothing was validated
+        if (
+            run.pos == 0
+        ):  # its first op raised in Python's hands (an exhausted iterator): nothing was validated
             self.run = self.step = None
             return
         self.previous = block.steps[run.pos - 1].node
         self.log.position = run.position
         self.run = self.step = None
-        if block.nodes[0].kind is Kind.OWNER or not block.ops and not run.draws:
+        if block.nodes[0].kind is Kind.OWNER or (not block.ops and not run.draws):
             run.finish(State.DONE)
             return
         run.partial = not run.complete
@@ -213,7 +229,9 @@ class Skeleton:
         alive = _alive(run.slots)
         if run.keep:
             kept = {op.base for op in block.ops if op.kind is Kind.READ} | set(block.draws)
-            alive = sorted({*alive, *(flat for flat in kept if flat < len(run.slots) and run.slots[flat] is not None)})
+            alive = sorted(
+                {*alive, *(flat for flat in kept if flat < len(run.slots) and run.slots[flat] is not None)}
+            )
         live = frozenset(alive) - block.draws.keys()
         if not run.partial:
             if not live <= block.outputs:
@@ -264,7 +282,7 @@ class Skeleton:
     def fetch(self, slot: Slot) -> None:
         """Python reads a placeholder (see `Slot.resolve`)."""
         run = slot.run
-        if run is None:
+        if not isinstance(run, BlockRun):
             return
         if run.state is State.OPEN:
             if run is self.run:
@@ -273,14 +291,16 @@ class Skeleton:
                     self.leaves += 1
                 self.dispatch()
             else:
-                raise RuntimeError("terra-cx: a placeholder of a run that was given up was read; please report this")
+                raise RuntimeError(
+                    "terra-cx: a placeholder of a run that was given up was read; please report this"
+                )
         self.hand_over()
         if run.state <= State.SENT:
             self.wait(run, "fetch")
         if slot.value is None and get_ident() == self.owner and self.runner.failed is not None:
             self.drain()
 
-    # -- ops -----------------------------------------------------------------------------------------------------
+    # -- ops -------------------------------------------------------------------------------------------------
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
         if self.busy or get_ident() != self.owner:
@@ -306,7 +326,12 @@ class Skeleton:
                 self.busy = False
         args = self.normalise(op, args)
         step = self.step
-        if step is not None and step.op == op and step.form == "E" and not any(c[0] == LIST for c in step.checks):
+        if (
+            step is not None
+            and step.op == op
+            and step.form == "E"
+            and not any(c[0] == LIST for c in step.checks)
+        ):
             raise FallbackException("terra-cx: the program is known to take the slow path here")
         found = self.validated(op, "F", args, name)
         if isinstance(found, Diverge):
@@ -352,10 +377,11 @@ class Skeleton:
         return Diverge("internal-error", f"{type(error).__name__}: {error}")
 
     def normalise(self, op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What native code would do first: read variables given as arguments, refuse objects it does not know.
+        """Do what native code would do first: read variables, refuse objects it does not know.
 
         Raises:
-            FallbackException: an argument must be converted by Python; the op arrives again through `execute`.
+            FallbackException: an argument must be converted by Python; the op arrives again through
+            `execute`.
         """
         width = len(arg_layout(op))
         inputs: list[Any] = []
@@ -440,7 +466,11 @@ class Skeleton:
         if code == RESOURCE:
             return arg is check[1] or (type(arg) is Placeholder and arg._slot.value is check[1])
         if code == FEED:
-            if type(arg) is Placeholder or type(arg) is EagerTensor or not isinstance(arg, (*_RAW, list, tuple)):
+            if (
+                type(arg) is Placeholder
+                or type(arg) is EagerTensor
+                or not isinstance(arg, (*_RAW, list, tuple))
+            ):
                 return False
             tensor = native.as_tensor(arg, None if check[2] is None else native.dtype_of(check[2]))
             run.params[check[1]] = tensor
@@ -539,9 +569,10 @@ class Skeleton:
         inputs = args[: step.width] if step.form == "F" else args[0]
         flat = [item for arg in inputs for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
         for item, spec in zip(flat, step.node.call.input_specs, strict=True):
-            if type(item) is Placeholder and item._slot.spec.shape is None and spec is not None:
-                if item._slot.run is self.run or item._shape_tuple() != spec.shape:
-                    return False
+            if type(item) is not Placeholder or item._slot.spec.shape is not None or spec is None:
+                continue
+            if item._slot.run is self.run or item._shape_tuple() != spec.shape:
+                return False
         return True
 
     def turn(self, node: Node) -> int:
@@ -581,7 +612,14 @@ class Skeleton:
         if step.form == "F":
             return _fast(native.context(), step.op, name, *resolve_all(args))
         inputs, attrs, outputs = args
-        return _execute(native.context()._handle, native.context().device_name, step.op, resolve_all(inputs), attrs, outputs)
+        return _execute(
+            native.context()._handle,
+            native.context().device_name,
+            step.op,
+            resolve_all(inputs),
+            attrs,
+            outputs,
+        )
 
     def on_owner(self, run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
         """An op with outside effects: drain, then run it here, in order."""
@@ -610,7 +648,7 @@ class Skeleton:
                 return "new-arguments", f"argument {number} of {op}: {_difference(check, arg)}"
         return "new-arguments", f"{len(inputs)} arguments of {op} where {len(step.checks)} are known"
 
-    # -- tapes ---------------------------------------------------------------------------------------------------
+    # -- tapes -----------------------------------------------------------------------------------------------
     def _event(self, what: str, tape: Any = None, args: Any = None, detail: Any = None) -> None:
         run = self.run
         position = self.log.position if run is None else run.position
@@ -669,7 +707,9 @@ class Skeleton:
         if get_ident() != self.owner or self.busy:
             return REAL[name](op, resolve_all(list(outputs)), resolve_all(list(inputs)), *rest)
         kept = [[t._slot if type(t) is Placeholder else t for t in group] for group in (outputs, inputs)]
-        self._event("record", args=(name, op, kept[0], kept[1], rest), detail=(str(op), len(kept[0]), len(kept[1])))
+        self._event(
+            "record", args=(name, op, kept[0], kept[1], rest), detail=(str(op), len(kept[0]), len(kept[1]))
+        )
         return None
 
     def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
@@ -698,8 +738,12 @@ class Skeleton:
         number = self.log.tape_number(tape)
         if get_ident() != self.owner:
             return REAL["TFE_Py_TapeGradient"](
-                tape, resolve_all(list(target)), resolve_all(list(sources)), resolve_all(output_gradients),
-                resolve_all(sources_raw), unconnected,
+                tape,
+                resolve_all(list(target)),
+                resolve_all(list(sources)),
+                resolve_all(output_gradients),
+                resolve_all(sources_raw),
+                unconnected,
             )
         if number >= 0:
             given = [g for g in output_gradients or () if g is not None]
@@ -718,7 +762,11 @@ class Skeleton:
     def _gradient_step(self, attrs: Any, flat: list[Any], tape: int) -> tuple[BlockRun, Step] | None:
         run, step = self.run, self.step
         signature = signature_of(self.log, run, tape)
-        if step is not None and step.kind is Kind.GRADIENT and self._gradient_fits(run, step, attrs, flat, signature):
+        if (
+            step is not None
+            and step.kind is Kind.GRADIENT
+            and self._gradient_fits(run, step, attrs, flat, signature)
+        ):
             return run, step  # type: ignore[return-value]
         here = self.here()
         inside = run is not None and not run.complete
@@ -750,14 +798,13 @@ class Skeleton:
         )
 
     def _commit_gradient(self, run: BlockRun, step: Step) -> Any:
-        slots: list[Slot | None] = [None] * len(step.specs)
         base = step.base
+        run.slots.extend([None] * len(step.specs))
 
         def slot_of(flat: int) -> Slot:
-            index = flat - base
-            slot = slots[index]
+            slot = run.slots[flat]
             if slot is None:
-                slot = slots[index] = Slot(step.specs[index], run, flat)
+                slot = run.slots[flat] = Slot(step.specs[flat - base], run, flat)
             return slot
 
         def answer(item: Any) -> Any:
@@ -768,9 +815,7 @@ class Skeleton:
                 values, indices, dense = (answer(part) for part in item)
                 return IndexedSlices(values, indices, dense)
             if what == "l":
-                flat = item[1]
-                slot = slot_of(flat) if flat >= base else run.slots[flat]
-                return new_placeholder(slot)  # type: ignore[arg-type]
+                return new_placeholder(slot_of(item[1]))
             if what == "k" or what == "r":
                 return item[1]
             bound = run.params[item[1]] if what == "p" else self.log.bound[item[1:]]
@@ -784,12 +829,10 @@ class Skeleton:
         for op in run.block.ops[step.ops[0] : step.ops[1]]:
             if op.kind is Kind.READ:
                 slot_of(op.base)
-        run.slots.extend(slots)
-        del slots
         self.advance(run)
         return result
 
-    # -- others --------------------------------------------------------------------------------------------------
+    # -- others ----------------------------------------------------------------------------------------------
     def foreign(self, call: Callable[[tuple[Any, ...]], Any], args: tuple[Any, ...]) -> Any:
         """An op of another thread, or one that arrived while the skeleton was working: run it natively, now."""
         last = self.runner.last_sent
@@ -809,7 +852,7 @@ def _as_fed(value: Any, dtype: int) -> Any:
 
 
 def _flat_results(results: tuple[Any, ...]) -> list[Any]:
-    flat = []
+    flat: list[Any] = []
     for item in results:
         if isinstance(item, tuple) and item and (isinstance(item[0], tuple) or item[0] is None):
             flat.extend(item)
@@ -837,7 +880,8 @@ def _difference(check: Check, arg: Any) -> str:
     code = check[0]
     if code == PARAM and check[2]:
         if isinstance(arg, EagerTensor):
-            return f"dtype {arg._datatype_enum()} shape {tuple(arg.shape)} where dtype {check[3]} shape {check[4]} is known"
+            given = f"dtype {arg._datatype_enum()} shape {tuple(arg.shape)}"
+            return f"{given} where dtype {check[3]} shape {check[4]} is known"
         return f"a {type(arg).__name__} where a tensor is known"
     if code == CONST:
         return f"{arg!r:.60} where {check[1]!r:.60} is known"

@@ -46,7 +46,9 @@ class Snapshot:
     def _read(self) -> list[Any]:
         # A copy, not the variable's own buffer: an in-place update must not reach the snapshot.
         return [
-            native.run_fast("DeepCopy", None, (native.run_fast("ReadVariableOp", None, (handle, "dtype", dtype)),))
+            native.run_fast(
+                "DeepCopy", None, (native.run_fast("ReadVariableOp", None, (handle, "dtype", dtype)),)
+            )
             for handle, dtype in self._handles.values()
         ]
 

@@ -1,9 +1,10 @@
-"""The dispatch boundary: every function of ``pywrap_tfe`` through which eager ops, tape calls and tensor reads go.
+"""The dispatch boundary: the functions of ``pywrap_tfe`` that eager ops, tape calls and reads go through.
 
-The boundary replaces attributes of the ``pywrap_tfe`` module (generated ops look them up at call time) by methods of the
-*handler* in charge: passive (nothing is co-executed, placeholders are resolved), a surveyor, a recorder, or the skeleton.
-``OPS``, ``TAPES``, ``TENSORS`` and ``HARMLESS`` together name every ``TFE_Py_*`` function; a test compares them with the
-installed TensorFlow, so that a new release cannot add one unseen (C++ accepts anything that has an ``_id`` silently).
+The boundary replaces attributes of the ``pywrap_tfe`` module (generated ops look them up at call time) by
+methods of the *handler* in charge: passive (nothing is co-executed, placeholders are resolved), a surveyor, a
+recorder, or the skeleton. ``OPS``, ``TAPES``, ``TENSORS`` and ``HARMLESS`` together name every ``TFE_Py_*``
+function; a test compares them with the installed TensorFlow, so that a new release cannot add one unseen (C++
+accepts anything that has an ``_id`` silently).
 """
 
 from __future__ import annotations
@@ -76,27 +77,56 @@ HARMLESS = frozenset(
 """Functions that take no tensor, or that the native tape set answers rightly (tapes are really pushed and popped)."""
 
 _DLPACK = ("TFE_ToDlpackCapsule", "TFE_DlpackDevice")
-_VALUES = frozenset({"TFE_Py_TensorShapeSlice", "TFE_Py_TensorShapeOnDevice", "TFE_Py_PackEagerTensors", *_DLPACK})
+_VALUES = frozenset(
+    {"TFE_Py_TensorShapeSlice", "TFE_Py_TensorShapeOnDevice", "TFE_Py_PackEagerTensors", *_DLPACK}
+)
 """Functions that only want values: they are asked natively with resolved tensors, in every state."""
 
 
 class Handler(Protocol):
     """Who answers at the boundary. Methods carry the arguments of the native functions they stand for."""
 
-    fast: Callable[..., Any]
-    execute: Callable[..., Any]
-    tape_new: Callable[..., Any]
-    tape_add: Callable[..., Any]
-    tape_remove: Callable[..., Any]
-    tape_watch: Callable[..., Any]
-    tape_watch_variable: Callable[..., Any]
-    tape_stop: Callable[..., Any]
-    tape_restart: Callable[..., Any]
-    tape_gradient: Callable[..., Any]
-    variable_accessed: Callable[..., Any]
-    record_operation: Callable[..., Any]
-    record_gradient: Callable[..., Any]
-    query: Callable[..., Any]
+    def fast(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def tape_new(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def tape_add(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def tape_remove(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def tape_watch(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def tape_watch_variable(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def tape_stop(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def tape_restart(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def tape_gradient(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def variable_accessed(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def record_operation(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def record_gradient(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
+
+    def query(self, *args: Any, **kwargs: Any) -> Any:
+        """See the native function of that name."""
 
 
 def _holds_placeholder(value: Any) -> bool:
@@ -108,8 +138,8 @@ def _holds_placeholder(value: Any) -> bool:
 class Passive:
     """Eager execution as it is; only placeholders of earlier regions are resolved on their way in.
 
-    Ops go to native code at once: it refuses a placeholder loudly *before* executing, and only then is the call repeated
-    with resolved arguments. So plain eager code pays for one Python call per op.
+    Ops go to native code at once: it refuses a placeholder loudly *before* executing, and only then is the
+    call repeated with resolved arguments. So plain eager code pays for one Python call per op.
     """
 
     _fast = staticmethod(REAL["TFE_Py_FastPathExecute"])
@@ -170,10 +200,17 @@ class Passive:
         """``TFE_Py_RecordGradient``: generated code tells the tapes about an op of the slow path."""
         return REAL["TFE_Py_RecordGradient"](op, resolve_all(inputs), attrs, resolve_all(outputs), *scope)
 
-    def tape_gradient(self, tape: Any, target: Any, sources: Any, gradients: Any, raw: Any, unconnected: Any) -> Any:
+    def tape_gradient(
+        self, tape: Any, target: Any, sources: Any, gradients: Any, raw: Any, unconnected: Any
+    ) -> Any:
         """``TFE_Py_TapeGradient``."""
         return REAL["TFE_Py_TapeGradient"](
-            tape, resolve_all(list(target)), resolve_all(list(sources)), resolve_all(gradients), resolve_all(raw), unconnected
+            tape,
+            resolve_all(list(target)),
+            resolve_all(list(sources)),
+            resolve_all(gradients),
+            resolve_all(raw),
+            unconnected,
         )
 
     def query(self, name: str, *args: Any) -> Any:
@@ -202,7 +239,9 @@ class Boundary:
             "TFE_Py_TapeSetStopOnThread": lambda: self.handler.tape_stop(),
             "TFE_Py_TapeSetRestartOnThread": lambda: self.handler.tape_restart(),
             "TFE_Py_TapeWatch": lambda tape, tensor: self.handler.tape_watch(tape, tensor),
-            "TFE_Py_TapeWatchVariable": lambda tape, variable: self.handler.tape_watch_variable(tape, variable),
+            "TFE_Py_TapeWatchVariable": lambda tape, variable: self.handler.tape_watch_variable(
+                tape, variable
+            ),
             "TFE_Py_TapeVariableAccessed": lambda variable: self.handler.variable_accessed(variable),
             "TFE_Py_TapeGradient": lambda *a: self.handler.tape_gradient(*a),
             "TFE_Py_RecordGradient": lambda *a: self.handler.record_gradient(*a),
@@ -222,7 +261,7 @@ class Boundary:
         self.use(self.passive)
 
     def remove(self) -> None:
-        """Restore TensorFlow's own functions. Placeholders that still exist resolve as before, except in native code."""
+        """Restore TensorFlow's own functions. Native code refuses placeholders again."""
         if not self.installed:
             return
         self.installed = False

@@ -1,8 +1,8 @@
 """Builds TensorFlow functions from recorded ops: the private graph API in one place.
 
-Graphs are built with ``FuncGraph`` and run by name through ``TFE_Py_Execute`` with Grappler switched off, which is the
-execution that was shown to equal eager bit for bit. oneDNN still merges some neighbours *inside* a graph; an
-``Identity`` on the edge prevents each of the known merges.
+Graphs are built with ``FuncGraph`` and run by name through ``TFE_Py_Execute`` with Grappler switched off,
+which is the execution that was shown to equal eager bit for bit. oneDNN still merges some neighbours *inside*
+a graph; an ``Identity`` on the edge prevents each of the known merges.
 
 Source: ``tensorflow/python/framework/func_graph.py``, ``eager/polymorphic_function/atomic_function.py``.
 """
@@ -27,8 +27,14 @@ __all__ = ["CompiledFunction", "GraphBuilder"]
 _names = itertools.count()
 _execute = native.REAL["TFE_Py_Execute"]
 
-_FUSED_INPUTS = {"BiasAdd": (0,), "BiasAddGrad": (0,), "BiasAddV1": (0,), "Conv2D": (0,), "DepthwiseConv2dNative": (0,)}
-"""Inputs that get an Identity: oneDNN merges BiasAdd into Conv2D, BiasAddGrad into the filter gradient, Pad into Conv2D."""
+_FUSED_INPUTS = {
+    "BiasAdd": (0,),
+    "BiasAddGrad": (0,),
+    "BiasAddV1": (0,),
+    "Conv2D": (0,),
+    "DepthwiseConv2dNative": (0,),
+}
+"""Inputs that get an Identity: oneDNN merges BiasAdd and Pad with Conv2D, BiasAddGrad with the filter gradient."""
 
 
 def _config() -> bytes:
@@ -101,7 +107,9 @@ class GraphBuilder:
         known = self._consts.get(id(tensor))
         if known is None:
             with self.graph.as_default(), ops.control_dependencies(None):
-                known = constant_op.constant(native.host_value(tensor), native.dtype_of(tensor._datatype_enum()))
+                known = constant_op.constant(
+                    native.host_value(tensor), native.dtype_of(tensor._datatype_enum())
+                )
             self._consts[id(tensor)] = known
         return known
 
@@ -180,7 +188,9 @@ class GraphBuilder:
         shape = symbol.shape
         return tuple(shape.as_list()) if shape.is_fully_defined() else None
 
-    def finish(self, outputs: Sequence[Any], control: Sequence[Any], single_threaded: bool) -> CompiledFunction:
+    def finish(
+        self, outputs: Sequence[Any], control: Sequence[Any], single_threaded: bool
+    ) -> CompiledFunction:
         """Register the function with the given outputs; the graph may be finished again with others."""
         graph = self.graph
         graph.inputs = [*self._feeds, *graph.internal_captures]

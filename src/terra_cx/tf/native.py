@@ -48,8 +48,8 @@ REAL: dict[str, Callable[..., Any]] = {
 }
 """The unhooked functions of ``pywrap_tfe`` by name."""
 
-EagerTensor: type = ops.EagerTensor
-EagerTensorBase: type = ops._EagerTensorBase
+EagerTensor: Any = ops.EagerTensor
+EagerTensorBase: Any = ops._EagerTensorBase
 FallbackException: type[BaseException] = _core._FallbackException
 NotOkStatus: type[BaseException] = _core._NotOkStatusException
 ResourceVariable: type = resource_variable_ops.BaseResourceVariable
@@ -58,14 +58,13 @@ _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]
 
 
-def _indexed_slices() -> type:
+def _indexed_slices() -> Any:
     from tensorflow.python.framework import indexed_slices
 
-    kind: type = indexed_slices.IndexedSlices
-    return kind
+    return indexed_slices.IndexedSlices
 
 
-IndexedSlices: type = _indexed_slices()
+IndexedSlices: Any = _indexed_slices()
 
 
 def context() -> Any:

@@ -1,8 +1,9 @@
 """Facts about ops: what an op does to the world, and how its arguments are laid out.
 
-The classes below are deliberately pessimistic: an op that is not known to be harmless runs by itself, in order, on the
-owner thread, exactly as in eager. ``INFALLIBLE`` lists ops whose kernels have nothing left to refuse once dtypes and
-shapes are validated; every other op may fail and is ordered before all effects of its block.
+The classes below are deliberately pessimistic: an op that is not known to be harmless runs by itself, in
+order, on the owner thread, exactly as in eager. ``INFALLIBLE`` lists ops whose kernels have nothing left to
+refuse once dtypes and shapes are validated; every other op may fail and is ordered before all effects of its
+block.
 
 Source: ``OpDef.is_stateful`` and the op registry of TensorFlow 2.21.
 """
@@ -30,10 +31,11 @@ class Kind(Enum):
     WRITE = "write"
     """Writes a resource variable and cannot fail; goes into a block."""
     DRAW = "draw"
-    """A stateful random op whose inputs Python holds: run by the graph runner as its own eager op just before its block,
+    """A stateful random op whose inputs Python holds: run by the graph runner as its own eager op just before
+    its block,
     which receives the numbers as an input. Eager's kernel keeps eager's stream."""
     OWNER = "owner"
-    """Runs on the owner thread as in eager, after everything before it: host callbacks, outside effects, the unknown."""
+    """Runs on the owner thread as in eager, after all before it: host callbacks, outside effects, the unknown."""
     SOURCE = "source"
     """Runs on the owner thread at once: the next element of an iterator, which no pending op can influence."""
     KNOWN = "known"
@@ -78,28 +80,32 @@ SHAPE_OPS = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 """Ops whose result follows from the static shape of their inputs."""
 
 _ELEMENTWISE = """
-Abs Acos Acosh Add AddN AddV2 Angle Asin Asinh Atan Atan2 Atanh BiasAdd BiasAddGrad BiasAddV1 Cast Ceil ClipByValue Complex
-Conj Cos Cosh Digamma Div DivNoNan Elu EluGrad Equal Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater
-GreaterEqual Identity IdentityN Imag Inv InvGrad IsFinite IsInf IsNan LeakyRelu LeakyReluGrad Less LessEqual Lgamma Log
-Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum Mul MulNoNan Ndtri Neg NextAfter NotEqual OnesLike Polygamma
-Pow PreventGradient Real RealDiv Reciprocal ReciprocalGrad Relu Relu6 Relu6Grad ReluGrad Rint Round Rsqrt RsqrtGrad
-Select SelectV2 Selu SeluGrad Sigmoid SigmoidGrad Sign Sin Sinh Softplus SoftplusGrad Softsign SoftsignGrad Sqrt SqrtGrad
-Square SquaredDifference StopGradient Sub Tan Tanh TanhGrad TruncateDiv Xdivy Xlog1py Xlogy ZerosLike Snapshot
+Abs Acos Acosh Add AddN AddV2 Angle Asin Asinh Atan Atan2 Atanh BiasAdd BiasAddGrad BiasAddV1 Cast Ceil
+ClipByValue Complex Conj Cos Cosh Digamma Div DivNoNan Elu EluGrad Equal Erf Erfc Erfinv Exp Expm1 Floor
+FloorDiv FloorMod Greater GreaterEqual Identity IdentityN Imag Inv InvGrad IsFinite IsInf IsNan LeakyRelu
+LeakyReluGrad Less LessEqual Lgamma Log Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum Mul MulNoNan
+Ndtri Neg NextAfter NotEqual OnesLike Polygamma Pow PreventGradient Real RealDiv Reciprocal ReciprocalGrad
+Relu Relu6 Relu6Grad ReluGrad Rint Round Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Sigmoid SigmoidGrad
+Sign Sin Sinh Softplus SoftplusGrad Softsign SoftsignGrad Sqrt SqrtGrad Square SquaredDifference StopGradient
+Sub Tan Tanh TanhGrad TruncateDiv Xdivy Xlog1py Xlogy ZerosLike Snapshot
 """
 _STRUCTURED = """
-All Any ArgMax ArgMin AvgPool AvgPoolGrad BatchMatMul BatchMatMulV2 BatchMatMulV3 BroadcastGradientArgs BroadcastTo Concat
-ConcatV2 Const Conv2D Conv2DBackpropFilter Conv2DBackpropInput Conv3D Conv3DBackpropFilterV2 Conv3DBackpropInputV2 Cumprod
-Cumsum DepthToSpace DepthwiseConv2dNative DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput
-Diag DiagPart Einsum EuclideanNorm ExpandDims Fill FusedBatchNormGradV3 FusedBatchNormV3 L2Loss LogSoftmax MatMul
-MatrixBandPart MatrixDiagV3 MatrixDiagPartV3 MatrixSetDiagV3 Max MaxPool MaxPoolGrad MaxPoolGradGrad MaxPoolV2 Mean Min MirrorPad
+All Any ArgMax ArgMin AvgPool AvgPoolGrad BatchMatMul BatchMatMulV2 BatchMatMulV3 BroadcastGradientArgs
+BroadcastTo Concat ConcatV2 Const Conv2D Conv2DBackpropFilter Conv2DBackpropInput Conv3D
+Conv3DBackpropFilterV2 Conv3DBackpropInputV2 Cumprod Cumsum DepthToSpace DepthwiseConv2dNative
+DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput Diag DiagPart Einsum EuclideanNorm
+ExpandDims Fill FusedBatchNormGradV3 FusedBatchNormV3 L2Loss LogSoftmax MatMul MatrixBandPart MatrixDiagV3
+MatrixDiagPartV3 MatrixSetDiagV3 Max MaxPool MaxPoolGrad MaxPoolGradGrad MaxPoolV2 Mean Min MirrorPad
 MirrorPadGrad OneHot Pack Pad PadV2 Prod Rank Range ResizeBilinear ResizeBilinearGrad ResizeNearestNeighbor
-ResizeNearestNeighborGrad Reshape ReverseV2 Roll Shape ShapeN Size Slice Softmax SoftmaxCrossEntropyWithLogits SpaceToDepth
-Split SplitV Squeeze StridedSlice StridedSliceGrad Sum Tile Transpose Unpack ZerosLike TopKV2
+ResizeNearestNeighborGrad Reshape ReverseV2 Roll Shape ShapeN Size Slice Softmax SoftmaxCrossEntropyWithLogits
+SpaceToDepth Split SplitV Squeeze StridedSlice StridedSliceGrad Sum Tile Transpose Unpack ZerosLike TopKV2
 """
 INFALLIBLE = frozenset(_ELEMENTWISE.split()) | frozenset(_STRUCTURED.split())
 """Pure ops that cannot fail once dtypes and *static* shapes are validated (integer division is handled apart)."""
 
-_INTEGER_DIVISION = frozenset({"Div", "FloorDiv", "FloorMod", "TruncateDiv", "Mod", "TruncateMod", "RealDiv", "Pow"})
+_INTEGER_DIVISION = frozenset(
+    {"Div", "FloorDiv", "FloorMod", "TruncateDiv", "Mod", "TruncateMod", "RealDiv", "Pow"}
+)
 
 
 @functools.cache
@@ -153,13 +159,16 @@ def attr_pairs(attrs: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(attrs[::2], attrs[1::2], strict=True))
 
 
-def input_dtypes(op: str, values: list[Any], dtypes: list[int | None], attrs: tuple[Any, ...]) -> list[int | None]:
+def input_dtypes(
+    op: str, values: list[Any], dtypes: list[int | None], attrs: tuple[Any, ...]
+) -> list[int | None]:
     """The dtype each *raw* argument of a fast-path call was converted to.
 
-    ``values`` are the arguments as given (one per input argument, lists for list arguments), ``dtypes`` the dtypes of
-    those that are tensors (None for raw ones; for lists, the dtype of the first tensor in it). The native fast path
-    converts a raw argument to the dtype of a tensor that shares its type attribute, else to the attribute's default,
-    else to what the value itself suggests (``pywrap_tfe_src.cc``, ``ConvertToTensor``).
+    ``values`` are the arguments as given (one per input argument, lists for list arguments), ``dtypes`` the
+    dtypes of those that are tensors (None for raw ones; for lists, the dtype of the first tensor in it). The
+    native fast path converts a raw argument to the dtype of a tensor that shares its type attribute, else to
+    the attribute's default, else to what the value itself suggests (``pywrap_tfe_src.cc``,
+    ``ConvertToTensor``).
     """
     layout = arg_layout(op)
     given = attr_pairs(attrs)

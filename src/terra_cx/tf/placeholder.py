@@ -16,8 +16,8 @@ import numpy as np
 from tensorflow.python.eager import core as _core
 from tensorflow.python.framework import ops
 
-from terra_cx.tf.slots import Slot, Spec
 from terra_cx.tf.native import REAL, EagerTensor, only_device, tensor_shape
+from terra_cx.tf.slots import Slot, Spec
 
 __all__ = ["Placeholder", "new_placeholder", "resolve", "resolve_all"]
 
@@ -25,7 +25,7 @@ _uid = REAL["TFE_Py_UID"]
 _new = object.__new__
 
 
-class Placeholder(ops._EagerTensorBase):  # type: ignore[misc]
+class Placeholder(ops._EagerTensorBase):
     """A ``tf.Tensor`` whose value is still being computed; see the module's page for what it promises."""
 
     __slots__ = ("_slot", "_uid")
@@ -37,7 +37,7 @@ class Placeholder(ops._EagerTensorBase):  # type: ignore[misc]
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return EagerTensor
+        return EagerTensor  # type: ignore[no-any-return]
 
     # What the native class supplies and needs no value.
     def _datatype_enum(self) -> int:
@@ -45,7 +45,7 @@ class Placeholder(ops._EagerTensorBase):  # type: ignore[misc]
 
     def _shape_tuple(self) -> tuple[int, ...]:
         shape = self._slot.spec.shape
-        return shape if shape is not None else self._slot.resolve()._shape_tuple()  # type: ignore[no-any-return]
+        return shape if shape is not None else self._slot.resolve()._shape_tuple()
 
     def _rank(self) -> int:
         return len(self._shape_tuple())
@@ -74,10 +74,10 @@ class Placeholder(ops._EagerTensorBase):  # type: ignore[misc]
         if value is not None:
             return int(value._id)
         try:
-            return self._uid
+            return int(self._uid)
         except AttributeError:
             self._uid: int = _uid()
-            return self._uid
+            return int(self._uid)
 
     @property
     def _handle_data(self) -> Any:
@@ -89,14 +89,17 @@ class Placeholder(ops._EagerTensorBase):  # type: ignore[misc]
 
     @property
     def device(self) -> Any:
+        """The device that holds the value; known without waiting where there is only one."""
         return only_device() or self._slot.resolve().device
 
     @property
     def backing_device(self) -> Any:
+        """As `device`."""
         return only_device() or self._slot.resolve().backing_device
 
     @property
     def is_packed(self) -> bool:
+        """A placeholder never stands for a packed tensor."""
         return False
 
     def _prefer_custom_summarizer(self) -> Any:

@@ -1,1 +1,1 @@
-"""What was seen while the program ran: records of regions, the TraceGraph that merges them, the choice of the region."""
+"""What was seen while the program ran: records, the TraceGraph, the choice of the region."""

@@ -224,7 +224,10 @@ class Recorder:
             values=tuple(outputs),
             raws=raws or {},
         )
-        if kind not in (Kind.OWNER, Kind.SOURCE):  # what the owner thread computes reaches the graph as a feed
+        if kind not in (
+            Kind.OWNER,
+            Kind.SOURCE,
+        ):  # what the owner thread computes reaches the graph as a feed
             for index, out in enumerate(outputs):
                 local = Local(self.position, index)
                 self.adopt(out, Known(out, local) if kind is Kind.KNOWN else local)
@@ -272,7 +275,9 @@ class Recorder:
     def fetched(self, tensor: Any) -> None:
         """Python read the value of a real tensor."""
         ref = self._refs.get(id(tensor))
-        if isinstance(ref, Local) and self._inner is None:  # gradient code reads its constants; co-execution never runs it
+        if (
+            isinstance(ref, Local) and self._inner is None
+        ):  # gradient code reads its constants; co-execution never runs it
             self.trace.fetches.add(self.position - 1)
 
     # -- tapes ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What one traced region did: op calls, tape events, feeds and fetches, with the user's source lines.
 
-A trace is a list of `Call`. Values are referred to by *position*: every op of the region has a number, the ops inside a
-``tape.gradient`` call included, in the order they ran. `Ref` says where an argument came from.
+A trace is a list of `Call`. Values are referred to by *position*: every op of the region has a number, the
+ops inside a ``tape.gradient`` call included, in the order they ran. `Ref` says where an argument came from.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from terra_cx.tf.slots import Spec
 from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.slots import Spec
 
 __all__ = ["Call", "Captured", "Const", "Ext", "Known", "Local", "Ref", "Resource", "TapeEvent", "Trace"]
 
@@ -67,9 +67,9 @@ Ref = Local | Ext | Const | Known | Resource | Captured
 class Call:
     """One op call, or one ``tape.gradient`` call with the ops it ran in ``inner``.
 
-    ``form`` is "F" for the fast path (inputs as given, then attributes) and "E" for ``TFE_Py_Execute``. ``layout`` has
-    an entry per argument: -1 for a single tensor, n for a list of n. ``pack`` rebuilds the returned structure: an int
-    is an output's number, None is None, a list is a list.
+    ``form`` is "F" for the fast path (inputs as given, then attributes) and "E" for ``TFE_Py_Execute``.
+    ``layout`` has an entry per argument: -1 for a single tensor, n for a list of n. ``pack`` rebuilds the
+    returned structure: an int is an output's number, None is None, a list is a list.
     """
 
     op: str
@@ -98,7 +98,10 @@ class Call:
 
 @dataclass(slots=True, frozen=True)
 class TapeEvent:
-    """Something that happened to the tapes before the op at ``position``: new, add, remove, watch, stop, restart, record."""
+    """Something that happened to the tapes before the op at ``position``.
+
+    ``what`` is new, add, remove, watch, watch_variable, access, stop, restart or record.
+    """
 
     position: int
     what: str

@@ -1,12 +1,14 @@
 """The TraceGraph: all traces of one anchor merged.
 
-A node is one op call at one place of the user's program. Nodes are found by *key* (op, attributes, dtypes and shapes,
-executed location), so traces that part at a branch meet again at its join. Wiring is kept in the node's rules, which
-widen when traces disagree (`trace.rules`). Loops with a constant trip count are unrolled into distinct nodes; a loop
-whose trip count was seen to vary is *rolled*: its iterations share nodes and its repetition is a back edge.
+A node is one op call at one place of the user's program. Nodes are found by *key* (op, attributes, dtypes and
+shapes, executed location), so traces that part at a branch meet again at its join. Wiring is kept in the
+node's rules, which widen when traces disagree (`trace.rules`). Loops with a constant trip count are unrolled
+into distinct nodes; a loop whose trip count was seen to vary is *rolled*: its iterations share nodes and its
+repetition is a back edge.
 
-The graph also knows where a block must end (*cuts*): after an op whose value Python read, where Python was busy for
-long, before an op whose wiring varies, around ops of the owner thread, after a branch that is really taken both ways.
+The graph also knows where a block must end (*cuts*): after an op whose value Python read, where Python was
+busy for long, before an op whose wiring varies, around ops of the owner thread, after a branch that is really
+taken both ways.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ def freeze(value: Any) -> Any:
 class Node:
     """One op call (or ``tape.gradient`` call) of the program.
 
-    ``rules`` has an entry per flat argument; ``inner_rules`` one list per op inside a gradient. ``succ`` counts how
-    often each next node followed. ``rev`` grows whenever a rule widens, which retires the blocks that hold the node and the gradients
-    whose tape saw it.
+    ``rules`` has an entry per flat argument; ``inner_rules`` one list per op inside a gradient. ``succ``
+    counts how often each next node followed. ``rev`` grows whenever a rule widens, which retires the blocks
+    that hold the node and the gradients whose tape saw it.
     """
 
     id: int
@@ -129,7 +131,7 @@ class TraceGraph:
     def __iter__(self) -> Iterator[Node]:
         return iter(self._order)
 
-    # -- merging -------------------------------------------------------------------------------------------------
+    # -- merging ---------------------------------------------------------------------------------------------
     def merge(self, trace: Trace) -> MergeResult:
         """Add one region's trace.
 
@@ -139,8 +141,8 @@ class TraceGraph:
         self.traces += 1
         newly_rolled = self._varying_loops(trace) - self.rolled
         if newly_rolled:
-            # Nodes were keyed by the loop's iterations. Tracing anew is cheaper to get right than splitting them:
-            # a region that diverged is known by its nodes alone and could not be merged a second time.
+            # Nodes were keyed by the loop's iterations. Tracing anew is cheaper to get right than splitting
+            # them: a region that diverged is known by its nodes alone and could not be merged a second time.
             self.rolled |= newly_rolled
             self._clear()
             return MergeResult(reset=True)
@@ -253,7 +255,7 @@ class TraceGraph:
             path.append((node, call))
             call.node = node
             if call.kind is not Kind.KNOWN:
-                call.values = ()  # a known op's results are its answer; all others were only needed to find wiring
+                call.values = ()  # only a known op's results are needed again
             for inner in call.inner:
                 inner.values = ()
             previous = node
@@ -393,7 +395,7 @@ class TraceGraph:
             node.cuts += 1
             self.version += 1
 
-    # -- gradients -----------------------------------------------------------------------------------------------
+    # -- gradients -------------------------------------------------------------------------------------------
     def _signature(self, path: list[tuple[Node, Call]], events: list[TapeEvent], call: Call) -> Any:
         """What a gradient depends on: the ops and tape events since its tape was made, and their free wiring."""
         events = events[: call.events]
@@ -428,9 +430,14 @@ class TraceGraph:
             if e.what != "access"
         )
         handles = [id(e.ref.tensor) for e in events if e.what == "access" and isinstance(e.ref, Resource)]
-        return (tuple((node.id, node.rev) for node, _ in ops), tuple(wiring), seen, frozenset(Counter(handles).items()))
+        return (
+            tuple((node.id, node.rev) for node, _ in ops),
+            tuple(wiring),
+            seen,
+            frozenset(Counter(handles).items()),
+        )
 
-    # -- reading -------------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
     def branch_nodes(self) -> int:
         """How many nodes have more than one next node."""
         return sum(len(node.succ) > 1 for node in self._order)
