@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from terra_cx import __version__, config
 from terra_cx.errors import InternalError, TerraError, UsageError
@@ -30,12 +30,13 @@ from terra_cx.launch import tracebacks
 from terra_cx.launch.commandline import CommandLine, Option, help_text, parse
 from terra_cx.launch.program import CompileError, Program, hand_over, load
 from terra_cx.report import files
-from terra_cx.report.record import blank
+from terra_cx.report.record import Record, blank
 
 if TYPE_CHECKING:
     from terra_cx.session import Session
 
 
+T = TypeVar("T")
 AfterBody = Callable[["Session"], None]
 Prepare = Callable[[CommandLine], AfterBody]
 
@@ -102,8 +103,8 @@ class Launch:
         self._after = after
         self._session: Session | None = None
         self._internal_errors = 0
-        self._report_text = ""
-        self._summary_text = ""
+        self._report_text: str | None = None
+        self._summary_text: str | None = None
         self._process = os.getpid()
         self._stderr = sys.stderr  # the program may put something else in its place
 
@@ -157,12 +158,11 @@ class Launch:
         return None
 
     def _instrument(self, code: CodeType) -> CodeType:
-        if self._session is not None:
-            try:
-                return self._session.instrument(code)
-            except Exception as error:  # noqa: BLE001  # then the program runs without probes
-                self._failed("could not plant probes in the program", error)
-        return code
+        if self._session is None:
+            return code
+        session = self._session
+        probed = self._attempt("could not plant probes in the program", lambda: session.instrument(code))
+        return probed or code
 
     def _finish(self, error: BaseException | None) -> BaseException | None:
         """Finish the session after a body that ended with `error`; return what the program ends with."""
@@ -182,11 +182,10 @@ class Launch:
                 error = late
         try:
             if self._after is not None:
-                self._after(session)
-            session.close()
-        except Exception as failure:  # noqa: BLE001  # the program is over and keeps its own end
-            self._failed("could not close", failure)
-        except BaseException as interrupt:  # noqa: BLE001  # Ctrl-C once more; it leaves by run()
+                after = self._after
+                self._attempt("could not show the graph", lambda: after(session))
+            self._attempt("could not close", session.close)
+        except KeyboardInterrupt as interrupt:
             error = interrupt
         return error
 
@@ -199,39 +198,42 @@ class Launch:
         if self._session is None and self._report is None and not self._internal_errors:
             return
         record = blank(self._options.mode)
-        try:
-            if self._session is not None:
-                record.update(self._session.report())
-        except Exception as error:  # noqa: BLE001
-            self._failed("could not make its report", error)
+        if self._session is not None:
+            record.update(self._attempt("could not make its report", self._session.report) or {})
         record["command"] = self._command
         record["internal_errors"] += self._internal_errors
-        try:
-            if self._report is not None:
-                self._report_text = files.as_json(record)
-            if not self._options.quiet and (self._session is not None or self._internal_errors):
-                from terra_cx.report.summary import render  # takes 50 ms, which a quiet run does not pay
+        if self._report is not None:
+            self._report_text = self._attempt("could not make its report", lambda: files.as_json(record))
+        if not self._options.quiet and (self._session is not None or self._internal_errors):
+            self._summary_text = self._attempt("could not make its summary", lambda: self._summary(record))
 
-                self._summary_text = render(record, self._stderr)
-        except Exception as error:  # noqa: BLE001
-            self._failed("could not describe the run", error)
+    def _summary(self, record: Record) -> str:
+        from terra_cx.report.summary import render  # takes 50 ms, which a quiet run does not pay
+
+        return render(record, self._stderr)
 
     def _conclude(self) -> None:
         """Write the report and the summary; runs when everything of the program is over."""
         if os.getpid() != self._process:
             return
-        if self._report is not None and self._report_text:
-            try:
-                files.write_text(self._report, self._report_text)
-            except OSError as error:
-                self._failed(f"could not write {self._report}", error)
+        path, text = self._report, self._report_text
+        if path is not None and text is not None:
+            self._attempt(f"could not write {path}", lambda: files.write_text(path, text))
         try:
             # python flushes stdout after the atexit handlers. Where both go to one file, the program's last
             # words should stand before ours.
             sys.stdout.flush()
         except (AttributeError, OSError, ValueError):
             pass  # none, broken, closed: python meets it again in a moment and reports it as it always does
-        self._tell(self._summary_text)
+        self._tell(self._summary_text or "")
+
+    def _attempt(self, what: str, action: Callable[[], T]) -> T | None:
+        """Do something of our own that must not touch the program: a failure is counted and told."""
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001
+            self._failed(what, error)
+            return None
 
     def _failed(self, what: str, error: Exception) -> None:
         """Count and tell a failure of terra-cx itself. Each kind happens at most once in a run."""

@@ -88,9 +88,8 @@ def main():
         "traceback": failure(),
         "future": outcome(lambda: str(sys.modules["__main__"].failure.__code__.co_flags)),
     }
-    # Children cannot find their way back into code from -c or into a module that is called __main__; see
-    # multiprocessing.
-    if "__file__" in globals() and not (spec and spec.name.endswith("__main__")):
+    # Children cannot find their way back into code from -c or into a module that is called __main__.
+    if "SPAWN" in os.environ:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seen["spawned"] = pool.apply(where_am_i)
             seen["spawned_thing"] = pool.apply(Thing, (4,)).value

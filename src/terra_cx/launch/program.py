@@ -63,7 +63,8 @@ class Program:
 
     Attributes:
         code: the compiled program; None where runpy is to find and compile it.
-        module: what runpy is to look for; `__main__` for a directory or archive.
+        module: what runpy is to look for.
+        is_container: the program is a directory or archive, and `module` the `__main__` in it.
         argv0: `sys.argv[0]` at the start.
         first_path: the directory that comes first on `sys.path`, unless the path is to be safe.
         names: what `__main__` holds beyond what every `__main__` does.
@@ -74,6 +75,7 @@ class Program:
     first_path: str
     code: CodeType | None = None
     module: str = ""
+    is_container: bool = False
     names: dict[str, object] = field(default_factory=dict)
 
     def enter(self, safe_path: bool) -> None:
@@ -84,8 +86,8 @@ class Program:
         """
         if not sys.flags.safe_path:
             del sys.path[0]  # where python found us: the directory of terra-run, or the working directory
-        # A directory or archive is itself the program: python adds it even when the path is to be safe.
-        if self.module == "__main__" or not (safe_path or sys.flags.safe_path):
+        # A container is itself the program: python adds it even when the path is to be safe.
+        if self.is_container or not (safe_path or sys.flags.safe_path):
             sys.path.insert(0, self.first_path)
         sys.argv = [self.argv0, *self.arguments]
         main = ModuleType("__main__")
@@ -96,9 +98,27 @@ class Program:
     def run(self, instrument: Instrument) -> None:
         """Run the program's code in `__main__`, rewritten by `instrument`; lets its exceptions out."""
         if self.code is None:
-            _run_through_runpy(self.module, instrument)
+            self._run_through_runpy(instrument)
         else:
             exec(instrument(self.code), sys.modules["__main__"].__dict__)
+
+    def _run_through_runpy(self, instrument: Instrument) -> None:
+        # Any: the two private names have been the same since Python 3.4; cProfile and pdb use one of them.
+        runpy: Any = importlib.import_module("runpy")
+        find = runpy._get_module_details
+
+        def find_and_instrument(*arguments: Any) -> tuple[str, object, CodeType]:
+            # Back to normal at once: for a package the function calls itself, and the program must not see
+            # the change.
+            runpy._get_module_details = find
+            found, spec, code = find(*arguments)
+            return found, spec, instrument(code)
+
+        runpy._get_module_details = find_and_instrument
+        try:
+            runpy._run_module_as_main(self.module, alter_argv=not self.is_container)
+        finally:
+            runpy._get_module_details = find
 
     def leave(self) -> None:
         """Do what python does to `__main__` when the code has ended other than by SystemExit."""
@@ -120,8 +140,7 @@ def load(target: Target) -> Program:
         return _load_code(target)
     if target.form == "script":
         return _load_script(target)
-    # python leaves "-m" in sys.argv until the module is found; packages that are imported on the way can
-    # see it.
+    # python leaves "-m" in sys.argv until the module is found; packages imported on the way can see it.
     return Program(target.arguments, argv0="-m", first_path=os.getcwd(), module=target.name)
 
 
@@ -137,7 +156,9 @@ def _load_code(target: Target) -> Program:
 def _load_script(target: Target) -> Program:
     file = os.path.join(os.getcwd(), target.name)  # joined, not normalised: so does python
     if pkgutil.get_importer(file) is not None:
-        return Program(target.arguments, argv0=target.name, first_path=file, module="__main__")
+        return Program(
+            target.arguments, argv0=target.name, first_path=file, module="__main__", is_container=True
+        )
     try:
         with open_code(file) as stream:
             regular = stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
@@ -166,8 +187,7 @@ def hand_over(target: Target, safe_path: bool) -> NoReturn:
     """Replace this process by plain python running `target`."""
     import subprocess
 
-    # The function that multiprocessing uses to start its children with the parent's flags; typeshed leaves
-    # it out.
+    # What multiprocessing uses to start its children with the parent's flags; typeshed leaves it out.
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     if safe_path and not sys.flags.safe_path:
         flags.append("-P")
@@ -195,24 +215,3 @@ def _unmarshalled(data: bytes) -> CodeType:
     if not isinstance(code, CodeType):
         raise CompileError("not a code object")
     return code
-
-
-def _run_through_runpy(name: str, instrument: Instrument) -> None:
-    """Run `name`, or for `__main__` the one found first on `sys.path`, as python's main function does."""
-    # Any: the two private names below have been the same since Python 3.4; cProfile, trace and pdb rely on
-    # one of them.
-    runpy: Any = importlib.import_module("runpy")
-    find = runpy._get_module_details
-
-    def find_and_instrument(*arguments: Any) -> tuple[str, object, CodeType]:
-        # Back to normal at once: for a package the function calls itself, and the program must not see the
-        # change.
-        runpy._get_module_details = find
-        found, spec, code = find(*arguments)
-        return found, spec, instrument(code)
-
-    runpy._get_module_details = find_and_instrument
-    try:
-        runpy._run_module_as_main(name, alter_argv=name != "__main__")
-    finally:
-        runpy._get_module_details = find
