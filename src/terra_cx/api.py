@@ -20,14 +20,13 @@ R = TypeVar("R")
 class co_execute:  # noqa: N801  # reads as the function it is used as
     """Co-execute what runs inside: a context manager, and a decorator.
 
-    As a decorator the function, and the functions defined in it, get anchor probes, so its step loop is found
-    by itself. As a context manager the code inside already runs and cannot be given probes: modules imported
+    As a decorator the function, the functions defined in it, and those that it can name in its module or in its
+    closure get anchor probes, so the step loop is found by itself. As a context manager the code inside already runs and cannot be given probes: modules imported
     inside get them, and `region` marks a step.
 
     Args:
         settings: any setting of `terra_cx.config.Options`, by name; those not given come from the environment
-        and
-            pyproject.toml.
+            and pyproject.toml.
 
     Raises:
         ConfigError: an unknown setting or a bad value.
@@ -67,6 +66,7 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             with co_execute(**self._settings) as session:
+                session.inplace.plant_around(function)
                 probed = types.FunctionType(
                     session.instrument(function.__code__),
                     function.__globals__,

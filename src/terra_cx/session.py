@@ -29,6 +29,7 @@ from terra_cx.config import Options
 from terra_cx.errors import TerraError
 from terra_cx.observe.anchors import BARRIER, PROBE, Anchor, AnchorTable, instrument
 from terra_cx.observe.importer import UserCode
+from terra_cx.observe.inplace import InPlace
 from terra_cx.report.record import Record, blank
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Session:
         self.options = options
         self.table = AnchorTable()
         self.user = UserCode()
+        self.inplace = InPlace(self.table, self.user)
         self.owner = threading.get_ident()
         self.internal_errors = 0
         self.conductor: Conductor | None = None
@@ -97,6 +99,7 @@ class Session:
         setattr(builtins, PROBE, self._idle_probe)
         setattr(builtins, BARRIER, self._no_barrier)
         self.user.install(self.table)
+        self.inplace.adapt()
         os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
         register = getattr(threading, "_register_atexit", None)
         if register is not None:
@@ -127,6 +130,7 @@ class Session:
         self._record = self.report()
         setattr(builtins, PROBE, _nothing)
         setattr(builtins, BARRIER, _nothing)
+        self.inplace.restore()
         self.user.remove()
         if self.conductor is not None:
             self.conductor.close()
@@ -178,7 +182,7 @@ class Session:
             boundary = Boundary()
             self.conductor = Conductor(self.options, boundary, StatementObserver(self.user), self._internal)
         self.conductor.boundary.install()
-        self._surveyor = Surveyor(Survey(self.table))
+        self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
         self._surveyed = 0
         self.conductor.boundary.use(self._surveyor)
         setattr(builtins, PROBE, self._survey_probe)

@@ -12,7 +12,7 @@ import importlib.machinery
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -42,6 +42,8 @@ class UserCode:
         self._known: dict[str, bool] = {}
         self._finder: _Finder | None = None
         self.failures: list[tuple[str, str]] = []
+        self.after_import: dict[str, Callable[[ModuleType], None]] = {}
+        """Called with a module of that name right after it has been executed."""
 
     def add(self, filename: str) -> None:
         """Count ``filename`` as user code, whatever it is called (the launched program, ``<string>``)."""
@@ -84,6 +86,16 @@ class _Finder(importlib.abc.MetaPathFinder):
         self._user = user
         self._table = table
 
+    @staticmethod
+    def _tell(loader: Any, hook: Callable[[ModuleType], None]) -> None:
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            hook(module)
+
+        loader.exec_module = exec_module
+
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         """The spec that the others find, its loader instrumenting if the module is the user's."""
         for finder in sys.meta_path:
@@ -97,6 +109,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         return None
 
     def _wrap(self, spec: Any) -> None:
+        if spec.name in self._user.after_import and spec.loader is not None:
+            self._tell(spec.loader, self._user.after_import[spec.name])
         loader, origin = spec.loader, spec.origin
         if (
             loader is None

@@ -137,10 +137,14 @@ class Survey:
     Args:
         table: the anchors whose visits are reported.
         max_ops: most ops of a region that consists of several rounds of an inner loop.
+        is_user: tells the files of user code; an anchor in a library (a named adapter's) is nobody's caller.
     """
 
-    def __init__(self, table: AnchorTable, max_ops: int = 5000) -> None:
+    def __init__(
+        self, table: AnchorTable, max_ops: int = 5000, is_user: Callable[[str], bool] | None = None
+    ) -> None:
         self._table = table
+        self._is_user = is_user or (lambda _: True)
         self._max_ops = max_ops
         self._scopes: list[_Scope] = []
         self._histories: defaultdict[int, _History] = defaultdict(_History)
@@ -236,7 +240,7 @@ class Survey:
         It is known by the nearest user frame that led to the call, which successive calls have in common.
         """
         if self._files_of != len(self._table):
-            self._files = {anchor.filename for anchor in self._table}
+            self._files = {anchor.filename for anchor in self._table if self._is_user(anchor.filename)}
             self._files_of = len(self._table)
         direct = True
         callers = list(stack.items())
