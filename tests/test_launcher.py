@@ -186,26 +186,12 @@ ENDINGS = dict(
     program.split("\n", 1) for program in (LAUNCHED / "endings.txt").read_text().split("\n### ")[1:]
 )
 
+
 # What a session still changes; each is to go.
-NOT_YET = {
-    "import fails": "the import hook's frame keeps python from trimming the import machinery's",
-    "import does not compile": "the import hook's frame keeps python from trimming the import machinery's",
-    "globals die": "probes are gone from builtins when the last globals are cleared",
-}
-
-
 @pytest.mark.parametrize("name", ENDINGS)
 def test_ends_as_under_python(tmp_path, name):
     (tmp_path / "script.py").write_text(ENDINGS[name])
-    both(["script.py"], tmp_path, [PLAIN] if name in NOT_YET else [PLAIN, WITH_SESSION])
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(reason=reason)) for name, reason in NOT_YET.items()]
-)
-def test_ends_as_under_python_one_day(tmp_path, name):
-    (tmp_path / "script.py").write_text(ENDINGS[name])
-    both(["script.py"], tmp_path, [WITH_SESSION])
+    both(["script.py"], tmp_path, [PLAIN, WITH_SESSION])
 
 
 @pytest.mark.parametrize("name", ["exception", "exit text", "interrupt raised", "hook fails", "atexit names"])

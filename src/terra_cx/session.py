@@ -15,6 +15,7 @@ Guarantees:
 from __future__ import annotations
 
 import builtins
+import gc
 import itertools
 import os
 import sys
@@ -96,6 +97,7 @@ class Session:
             raise TerraError("a session is started already; end it first (sessions do not nest)")
         _current = self
         self._started = True
+        _keep_until_exit()
         setattr(builtins, PROBE, self._idle_probe)
         setattr(builtins, BARRIER, self._no_barrier)
         self.user.install(self.table)
@@ -357,6 +359,17 @@ class Session:
 
 def _nothing(*_: object) -> None:
     """A probe after the session has ended."""
+
+
+def _keep_until_exit() -> None:
+    """Make the probes' names survive the end of the interpreter, where the last finalisers still meet them.
+
+    Python restores ``builtins`` from a copy of its first state before it clears modules, so names added later are gone
+    while probed code still runs. The copies are found as the dicts that hold the same ``__import__``.
+    """
+    for holder in gc.get_referrers(builtins.__import__):
+        if isinstance(holder, dict) and holder.get("__name__") == "builtins":
+            holder[PROBE] = holder[BARRIER] = _nothing
 
 
 def _tensorflow_ready() -> bool:

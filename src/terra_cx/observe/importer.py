@@ -20,6 +20,9 @@ from terra_cx.observe.anchors import AnchorTable, instrument
 
 __all__ = ["UserCode"]
 
+_IMPORTLIB = "<frozen importlib._bootstrap_external>"
+"""The file name whose frames python leaves out of the traceback of a failed import."""
+_call: Callable[..., Any] = importlib._bootstrap._call_with_frames_removed  # type: ignore[attr-defined]
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -94,6 +97,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             execute(module)
             hook(module)
 
+        exec_module.__code__ = exec_module.__code__.replace(co_filename=_IMPORTLIB)
         loader.exec_module = exec_module
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
@@ -131,8 +135,10 @@ class _Finder(importlib.abc.MetaPathFinder):
                 code = instrument(code, table)
             except Exception as error:  # noqa: BLE001  # the module runs without probes
                 user.failures.append((origin, f"{type(error).__name__}: {error}"))
-            exec(code, module.__dict__)
+            # As importlib runs it, so that python takes the importing frames out of tracebacks as it does without us.
+            _call(exec, code, module.__dict__)
 
+        exec_module.__code__ = exec_module.__code__.replace(co_filename=_IMPORTLIB)
         # The instance's attribute hides the class's method: the loader stays what it is for everybody who looks at it.
         try:
             loader.exec_module = exec_module
