@@ -21,8 +21,8 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
     """Co-execute what runs inside: a context manager, and a decorator.
 
     As a decorator the function, the functions defined in it, and those that it can name in its module or in its
-    closure get anchor probes, so the step loop is found by itself. As a context manager the code inside already runs and cannot be given probes: modules imported
-    inside get them, and `region` marks a step.
+    closure get anchor probes, so the step loop is found by itself. As a context manager the code inside already
+    runs and cannot be given probes: modules imported inside get them, and `region` marks a step.
 
     Args:
         settings: any setting of `terra_cx.config.Options`, by name; those not given come from the environment

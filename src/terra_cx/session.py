@@ -110,7 +110,9 @@ class Session:
     def instrument(self, code: CodeType) -> CodeType:
         """The code of ``__main__`` with anchor probes; its file counts as user code from now on."""
         self.user.add(code.co_filename)
-        return instrument(code, self.table)
+        probed = instrument(code, self.table)
+        self.user.add_code(probed)
+        return probed
 
     def finish(self) -> None:
         """The program's body has ended: run what is pending and wait for the graph runner.

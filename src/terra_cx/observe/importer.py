@@ -44,6 +44,7 @@ class UserCode:
         self._libraries = (*_library_folders(), _HERE + os.sep, *extra_library_prefixes)
         self._known: dict[str, bool] = {}
         self._finder: _Finder | None = None
+        self._codes: set[CodeType] = set()
         self.failures: list[tuple[str, str]] = []
         self.after_import: dict[str, Callable[[ModuleType], None]] = {}
         """Called with a module of that name right after it has been executed."""
@@ -51,6 +52,23 @@ class UserCode:
     def add(self, filename: str) -> None:
         """Count ``filename`` as user code, whatever it is called (the launched program, ``<string>``)."""
         self._known[filename] = True
+
+    def add_code(self, code: CodeType) -> None:
+        """Count ``code`` and all code in it as the user's.
+
+        For a program without a file: ``<string>`` is also the name under which the standard library compiles the
+        methods of named tuples and dataclasses.
+        """
+        self._codes.add(code)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                self.add_code(constant)
+
+    def owns(self, code: CodeType) -> bool:
+        """Whether ``code`` is the user's."""
+        if code.co_filename.startswith("<"):
+            return code in self._codes
+        return self.is_user(code.co_filename)
 
     def is_user(self, filename: str) -> bool:
         """Whether code of this file is the user's."""

@@ -66,7 +66,7 @@ class StatementObserver:
         self._touched = []
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if self._user.is_user(frame.f_code.co_filename):
+            if self._user.owns(frame.f_code):
                 self._touched.append((frame, frame.f_trace))
                 frame.f_trace = self._chain(frame.f_trace)
             frame = frame.f_back
@@ -90,7 +90,7 @@ class StatementObserver:
     def _global(self, frame: FrameType, event: str, arg: Any) -> Any:
         previous = self._previous
         local = previous(frame, event, arg) if previous is not None else None
-        if not self._user.is_user(frame.f_code.co_filename):
+        if not self._user.owns(frame.f_code):
             return local
         self._calls += 1
         self._frames.pop(id(frame), None)
@@ -144,7 +144,7 @@ class StatementObserver:
         loops: list[tuple[int, int]] = []
         inner: FrameType | None = None
         while frame is not None:
-            if self._user.is_user(frame.f_code.co_filename):
+            if self._user.owns(frame.f_code):
                 inner = inner or frame
                 path.append((frame.f_code, frame.f_lasti))
                 state = self._frames.get(id(frame))
@@ -170,7 +170,7 @@ class StatementObserver:
         """Observation starts in the middle of a statement whose last op had ``site``: number on from there."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            if self._user.is_user(frame.f_code.co_filename):
+            if self._user.owns(frame.f_code):
                 if site.path and site.path[-1] == (frame.f_code, frame.f_lasti):
                     self._state(frame).ordinal = site.ordinal + 1
                 return

@@ -132,6 +132,7 @@ class Skeleton:
         self.leaves = 0
         self.ops = 0
         self._held: list[BlockRun] = []
+        self._regions_held = 0
         self._ahead: list[BlockRun | None] = []
         self._signatures: dict[Any, Any] = {}
 
@@ -159,6 +160,9 @@ class Skeleton:
         self.previous.ends += 1
         self.keep_logs()
         if self.lazy:
+            self._regions_held += 1
+            if self._regions_held > self.run_ahead:  # a program that reads nothing must not pile up work
+                self.drain()
             return
         self._ahead.append(self.runner.last_sent)
         if len(self._ahead) > self.run_ahead:
@@ -248,6 +252,7 @@ class Skeleton:
         """Mode lazy: give the runner what has been held back."""
         if self._held:
             held, self._held = self._held, []
+            self._regions_held = 0
             for run in held:
                 self.runner.send(run)
 
@@ -600,6 +605,11 @@ class Skeleton:
         self.ops += 1
         run.pos += 1
         steps = run.block.steps
+        if self.sync_errors and any(op.fallible for op in run.block.ops[slice(*steps[run.pos - 1].ops)]):
+            # The user wants errors where they happen and pays for it: this op is run before Python goes on.
+            self.dispatch()
+            self.drain()
+            return
         if run.pos < len(steps):
             self.step = steps[run.pos]
             return
