@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from terra_cx.observe.listing import Handler, Listing, ListingError, Op, Plant
+from terra_cx.observe.listing import Handler, Listing, ListingError, Plant
 from terra_cx.observe.loops import Loop, enclosing, find_loops
 
 PROBE = "__terra_probe__"
@@ -161,8 +161,9 @@ class _Instrumented:
     def _plan_entry(self) -> int:
         code, ops = self._listing.code, self._listing.ops
         anchor = self._table.add("function", code, code.co_firstlineno)
-        entry = next(index for index, op in enumerate(ops) if op.name == "RESUME") + 1
-        plant = Plant(PROBE, anchor.id, ops[entry].handler, ops[entry].location)
+        resume = next(index for index, op in enumerate(ops) if op.name == "RESUME")
+        entry = resume + 1
+        plant = Plant(PROBE, anchor.id, ops[resume].handler, ops[entry].location)
         self._plants.setdefault(entry, []).append(plant)
         return anchor.id
 
@@ -174,10 +175,10 @@ class _Instrumented:
             parent = ids[outer] if outer is not None else function
             ids[loop] = self._table.add("loop", self._listing.code, loop.line, parent).id
             for site in loop.sites:
-                op = self._listing.ops[site]
+                handler, location = self._listing.handler(site), self._listing.ops[site].location
                 # An outer loop may have its site at the same instruction; the inner loop's jumps pass it by.
                 own = frozenset(loop.back_edges)
-                plant = Plant(PROBE, ids[loop], op.handler, op.location, jumps=own, other_jumps=True)
+                plant = Plant(PROBE, ids[loop], handler, location, jumps=own, other_jumps=True)
                 self._plants.setdefault(site, []).append(plant)
         return {ids[loop]: loop for loop in loops}
 
@@ -205,7 +206,7 @@ def _is_function(code: types.CodeType) -> bool:
 def _plan_barriers(listing: Listing, plants: dict[int, list[Plant]]) -> None:
     """Add a barrier for every way, not by an exception, out of a `try` body with `except` clauses."""
     ops = listing.ops
-    bodies = [_bodies_around(listing, op) for op in ops]
+    bodies = [_bodies_around(listing, listing.handler(index)) for index in range(len(ops))]
     arrivals: dict[int, list[int]] = {}
     for index, op in enumerate(ops):
         if not bodies[index]:
@@ -242,14 +243,13 @@ def _left(before: list[Handler], after: list[Handler]) -> Handler | None:
     return next((body for body in before if body not in after), None)
 
 
-def _bodies_around(listing: Listing, op: Op) -> list[Handler]:
-    """The `try` bodies with `except` clauses that an instruction is in, as handlers, innermost first."""
+def _bodies_around(listing: Listing, handler: Handler | None) -> list[Handler]:
+    """The `try` bodies with `except` clauses that code with this handler is in, innermost first."""
     found = []
-    handler = op.handler
     while handler is not None:
         if _has_except(listing, handler.target):
             found.append(handler)
-        handler = listing.ops[handler.target].handler
+        handler = listing.around(handler)
     return found
 
 

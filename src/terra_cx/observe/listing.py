@@ -123,6 +123,7 @@ class Listing:
         self.code = code
         self._concrete = ConcreteBytecode.from_code(code)
         self.ops: list[Op] = []
+        self._jumps_to: dict[int, list[int]] = {}
         self._parse()
 
     def _parse(self) -> None:
@@ -141,11 +142,44 @@ class Listing:
             target = self.ops[index].instr.get_jump_target(start)
             if target is not None:
                 self.ops[index].target = starts[target]
+                self._jumps_to.setdefault(starts[target], []).append(index)
         for entry in self._concrete.exception_table:
             handler = Handler(starts[entry.target], entry.stack_depth, entry.push_lasti)
             for start in range(entry.start_offset, entry.stop_offset + 1):
                 if start in starts:
                     self.ops[starts[start]].handler = handler
+
+    def handler(self, index: int) -> Handler | None:
+        """Where an exception would go that a call planted before the instruction raised.
+
+        That is the instruction's handler, if it has one. The compiler leaves some out that cannot raise: a `NOP`
+        that marks the begin or the end of a protected range, and from 3.12 on the pair of jumps into which it
+        splits a conditional backward jump.
+        """
+        op = self.ops[index]
+        if op.handler is not None or index == 0:
+            return op.handler
+        before = self.ops[index - 1]
+        if op.name == "NOP":
+            following = self.handler(index + 1)
+            if following is None:
+                return None
+            sources = (
+                self._jumps_to.get(index, []) if before.final else [index - 1, *self._jumps_to.get(index, [])]
+            )
+            inner = [handler for source in sources if (handler := self.ops[source].handler) is not None]
+            ends = any(self.around(handler) == following for handler in inner)
+            return following if ends else self.around(following)
+        splits = op.name == "JUMP_BACKWARD" and before.target == index + 1 and before.location == op.location
+        return self.handler(index - 1) if splits or op.name.startswith("POP_JUMP_IF_") else None
+
+    def around(self, handler: Handler) -> Handler | None:
+        """The handler that covers the statement of which `handler` is part."""
+        outer = self.ops[handler.target].handler
+        while outer is not None and self.ops[outer.target].name == "COPY":
+            # The cleanup of a handler's own exception state, which covers every handler's code.
+            outer = self.ops[outer.target].handler
+        return outer
 
     def successors(self, index: int) -> Iterator[int]:
         """Instructions that may come next when nothing is raised."""

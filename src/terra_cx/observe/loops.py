@@ -189,10 +189,13 @@ def _copies(flow: _Flow, body: int, jumps: list[int]) -> _While:
     assert start is not None
     earlier = set()
     for index in range(body - 1, -1, -1):
-        position = _start(ops[index])
-        if position is not None and position >= start:
+        begins, where = _start(ops[index]), ops[index].location
+        if begins is not None and begins >= start:
             break
-        earlier.add(ops[index].location)
+        # Nothing that spans the loop (leaving a `with` around it has the position of the whole statement),
+        # except for jumps: in 3.11 those of the test have the position of the whole loop.
+        if ops[index].target is not None or ((where.end_lineno or 0), (where.end_col_offset or 0)) <= start:
+            earlier.add(where)
     second = _run_before(ops, max(jumps) + 1, body, earlier | {ops[jump].location for jump in jumps})
     first = range(0)
     if any(ops[index].target is None and ops[index].name != "NOP" for index in second):
