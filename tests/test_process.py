@@ -138,21 +138,19 @@ def test_the_watchdog_names_both_positions(tmp_path):
     done, report = terra(
         """
         import time
-        def slow(x):
-            time.sleep(1.5)
-            return x
-        for index in range(40):
-            loss = step(index)
-            if index == 30:
-                import terra_cx.run.graph_runner as runner
-                real = runner.GraphRunner._compute
-                def compute(self, run):
-                    time.sleep(1.0)
-                    return real(self, run)
-                runner.GraphRunner._compute = compute
-                loss = step(index)
-                float(loss)
+        import terra_cx.session
+        def slow_runner():
+            import terra_cx.run.graph_runner as runner
+            real = runner.GraphRunner._compute
+            def compute(self, run):
+                time.sleep(1.0)
                 runner.GraphRunner._compute = real
+                return real(self, run)
+            runner.GraphRunner._compute = compute
+        for index in range(40):
+            if index == 35:
+                slow_runner()
+            total = float(step(index))
         """,
         tmp_path,
         "--watchdog",
