@@ -1,0 +1,244 @@
+"""Facts about ops: pessimistic where they are not known, and checked against the kernels where they are claimed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.framework import op_def_pb2
+from tensorflow.python.client import pywrap_tf_session
+
+from terra_cx.tf import native, opdefs
+from terra_cx.tf.opdefs import INFALLIBLE, Kind, arg_layout, attr_pairs, classify, fallible, input_dtypes
+
+FLOAT, INT32, INT64, RESOURCE, VARIANT = (
+    int(dtype.as_datatype_enum) for dtype in (tf.float32, tf.int32, tf.int64, tf.resource, tf.variant)
+)
+
+
+def registered():
+    """Every op of the installed TensorFlow."""
+    listed = op_def_pb2.OpList()
+    listed.ParseFromString(pywrap_tf_session.TF_GetBuffer(pywrap_tf_session.TF_GetAllOpList()))
+    return {op.name: op for op in listed.op}
+
+
+OPS = registered()
+
+
+# -- what an op is ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("op", "kind"),
+    [
+        ("MatMul", Kind.PURE),
+        ("ReadVariableOp", Kind.READ),
+        ("ResourceGather", Kind.READ),
+        ("AssignVariableOp", Kind.WRITE),
+        ("ResourceApplyAdam", Kind.WRITE),
+        ("RandomUniform", Kind.DRAW),
+        ("StatelessRandomUniformV2", Kind.PURE),
+        ("IteratorGetNext", Kind.SOURCE),
+        ("EagerPyFunc", Kind.OWNER),
+        ("PrintV2", Kind.OWNER),
+        ("WriteFile", Kind.OWNER),
+        ("SaveV2", Kind.OWNER),
+        ("ResourceScatterAdd", Kind.OWNER),
+        ("LookupTableInsertV2", Kind.OWNER),
+        ("RngReadAndSkip", Kind.OWNER),
+        ("PartitionedCall", Kind.OWNER),
+        ("While", Kind.OWNER),
+        ("VarHandleOp", Kind.OWNER),
+        ("Assign", Kind.OWNER),
+        ("__inference_train_step_1", Kind.OWNER),
+        ("NoSuchOp", Kind.OWNER),
+    ],
+)
+def test_kinds(op, kind):
+    assert classify(op) is kind
+
+
+def test_what_is_stateful_and_not_understood_runs_on_the_owner_thread():
+    understood = opdefs._READS | opdefs._WRITES | opdefs._DRAWS | opdefs._SOURCES
+    for name, op in OPS.items():
+        if op.is_stateful and name not in understood:
+            assert classify(name) is Kind.OWNER, name
+
+
+def test_what_touches_a_resource_or_holds_a_function_is_never_pure():
+    for name, op in OPS.items():
+        arguments = [*op.input_arg, *op.output_arg]
+        if any(arg.type == RESOURCE or arg.is_ref for arg in arguments):
+            assert classify(name) is not Kind.PURE, name
+        if any(attr.type in ("func", "list(func)") for attr in op.attr):
+            assert classify(name) is not Kind.PURE, name
+
+
+LOOKS_OUTSIDE = [
+    "ReadFile",
+    "MatchingFiles",
+    "ImmutableConst",
+    "Abort",
+    "GetElementAtIndex",
+    "RegisterDatasetV2",
+]
+"""Not marked as stateful, yet they read or change what is outside the graph."""
+
+
+@pytest.mark.xfail(reason="ops that look at files or datasets count as pure")
+def test_ops_that_look_outside_the_graph_are_never_pure():
+    assert [name for name in LOOKS_OUTSIDE if name in OPS and classify(name) is Kind.PURE] == []
+
+
+@pytest.mark.parametrize("names", ["_READS", "_WRITES", "_DRAWS", "_SOURCES", "SHAPE_OPS", "INFALLIBLE"])
+def test_every_listed_op_exists(names):
+    assert set(getattr(opdefs, names)) <= set(OPS)
+
+
+def test_the_lists_do_not_overlap():
+    lists = [opdefs._READS, opdefs._WRITES, opdefs._DRAWS, opdefs._SOURCES, INFALLIBLE]
+    assert sum(map(len, lists)) == len(frozenset().union(*lists))
+    assert opdefs.SHAPE_OPS <= INFALLIBLE
+
+
+def test_infallible_ops_are_pure():
+    assert [name for name in INFALLIBLE if classify(name) is not Kind.PURE] == []
+
+
+# -- which kernels can refuse a value --------------------------------------------------------------------------------
+X = tf.constant(np.arange(12, dtype="float32").reshape(3, 4))
+
+
+def _raw(op, **arguments):
+    return lambda: getattr(tf.raw_ops, op)(**arguments)
+
+
+REFUSED = {
+    "Slice": _raw("Slice", input=X, begin=[9, 0], size=[1, 1]),
+    "StridedSlice": _raw("StridedSlice", input=X, begin=[9], end=[10], strides=[1], shrink_axis_mask=1),
+    "Cumsum": _raw("Cumsum", x=X, axis=7),
+    "Cumprod": _raw("Cumprod", x=X, axis=7),
+    "ReverseV2": _raw("ReverseV2", tensor=X, axis=[7]),
+    "Roll": _raw("Roll", input=X, shift=[1], axis=[7]),
+    "MatrixBandPart": _raw("MatrixBandPart", input=X, num_lower=99, num_upper=0),
+    "StridedSliceGrad": _raw(
+        "StridedSliceGrad", shape=[2], begin=[9], end=[10], strides=[1], dy=1.0, shrink_axis_mask=1
+    ),
+    "FloorDiv": _raw("FloorDiv", x=[1, 2], y=[0, 1]),
+    "FloorMod": _raw("FloorMod", x=[1, 2], y=[0, 1]),
+    "TruncateDiv": _raw("TruncateDiv", x=[1, 2], y=[0, 1]),
+    "Pow": _raw("Pow", x=[2, 2], y=[-1, 1]),
+    "GatherV2": _raw("GatherV2", params=X, indices=[9], axis=0),
+    "MatrixInverse": _raw("MatrixInverse", input=[[0.0]]),
+    "CheckNumerics": _raw("CheckNumerics", tensor=[np.nan], message=""),
+    "SparseSoftmaxCrossEntropyWithLogits": _raw(
+        "SparseSoftmaxCrossEntropyWithLogits", features=X, labels=[9, 9, 9]
+    ),
+    "InvertPermutation": _raw("InvertPermutation", x=[0, 0]),
+    "TensorScatterUpdate": _raw("TensorScatterUpdate", tensor=[1.0], indices=[[9]], updates=[1.0]),
+}
+"""Ops that refuse a value although dtypes and shapes, the output's included, are in order."""
+INTEGER_ONLY = {"FloorDiv", "FloorMod", "TruncateDiv", "Pow"}
+UNSOUND = {
+    "Slice",
+    "StridedSlice",
+    "Cumsum",
+    "Cumprod",
+    "ReverseV2",
+    "Roll",
+    "MatrixBandPart",
+    "StridedSliceGrad",
+}
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        pytest.param(op, marks=pytest.mark.xfail(reason="listed as infallible"))
+        if op in UNSOUND and op in INFALLIBLE
+        else op
+        for op in REFUSED
+    ],
+)
+def test_an_op_whose_kernel_refuses_a_value_counts_as_fallible(op):
+    with pytest.raises(tf.errors.OpError):
+        np.asarray(REFUSED[op]())
+    assert fallible(op, (INT32,) if op in INTEGER_ONLY else (FLOAT,), static=True)
+
+
+@pytest.mark.parametrize("op", sorted(INTEGER_ONLY - {"Pow"}))
+def test_only_integers_refuse_a_division_by_zero(op):
+    assert np.asarray(getattr(tf.raw_ops, op)(x=[1.0], y=[0.0])).shape == (1,)
+    assert not fallible(op, (FLOAT,), static=True)
+
+
+@pytest.mark.parametrize("op", ["Add", "MatMul", "Conv2D", "Sum", "Relu", "Softmax", "Identity"])
+def test_arithmetic_is_infallible_once_shapes_are_static(op):
+    assert not fallible(op, (FLOAT, FLOAT), static=True)
+    assert fallible(op, (FLOAT, FLOAT), static=False)
+
+
+# -- how arguments are laid out --------------------------------------------------------------------------------------
+def test_arg_layout():
+    assert arg_layout("MatMul") == (("T", "", 0, False), ("T", "", 0, False))
+    assert arg_layout("ConcatV2") == (("T", "N", 0, True), ("Tidx", "", 0, False))
+    assert arg_layout("AssignVariableOp") == (("", "", RESOURCE, False), ("dtype", "", 0, False))
+    assert arg_layout("IdentityN")[0][3]
+
+
+def test_attr_pairs():
+    assert attr_pairs(("a", 1, "b", [2])) == {"a": 1, "b": [2]}
+    with pytest.raises(ValueError, match="shorter"):
+        attr_pairs(("a", 1, "b"))
+
+
+CONVERTED = [
+    ("AddV2", [tf.constant([1.0], tf.float64), 2.0], ()),
+    ("AddV2", [2, tf.constant([1.0], tf.float16)], ()),
+    ("AddV2", [tf.constant([1], tf.int64), 2], ()),
+    ("Mul", [tf.constant([1.0]), np.float64(2)], ()),
+    ("Mul", [tf.constant([1.0]), 3], ()),
+    ("Mul", [tf.constant([1 + 1j]), 3], ()),
+    ("Sum", [tf.constant([[1.0]]), 0], ("keep_dims", False)),
+    ("Fill", [tf.constant([2, 2]), 1.5], ()),
+    ("Fill", [tf.constant([2, 2]), 7], ()),
+    ("Range", [0, 5, 1], ()),
+    ("ConcatV2", [[tf.constant([1.0]), tf.constant([2.0])], 0], ()),
+    ("LeakyRelu", [1.5], ("alpha", 0.2)),
+    ("Pack", [[tf.constant(1, tf.int64), 2]], ("axis", 0)),
+    ("OneHot", [tf.constant([1]), 3, 1.0, 0.0], ("axis", -1)),
+    ("ExpandDims", [tf.constant([1.0]), 0], ()),
+    ("SelectV2", [tf.constant([True]), tf.constant([1.0]), 0], ()),
+]
+
+
+@pytest.mark.parametrize(("op", "values", "attrs"), CONVERTED)
+def test_a_raw_argument_gets_the_dtype_that_native_code_gives_it(op, values, attrs):
+    """Converted beforehand to the dtypes we work out, the call must give the same result in the same dtype."""
+    dtypes = []
+    for value in values:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        dtypes.append(next((item._datatype_enum() for item in items if tf.is_tensor(item)), None))
+    resolved = input_dtypes(op, values, dtypes, attrs)
+    expected = native.run_fast(op, None, [*values, *attrs])
+    rows = arg_layout(op)
+
+    def convert(value, dtype):
+        return value if tf.is_tensor(value) or dtype is None else tf.constant(value, native.dtype_of(dtype))
+
+    converted = [
+        [convert(item, dtype) for item in value] if row[3] else convert(value, dtype)
+        for value, dtype, row in zip(values, resolved, rows, strict=True)
+    ]
+    got = native.run_fast(op, None, [*converted, *attrs])
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_tensors_own_dtype_stands():
+    resolved = input_dtypes("MatMul", [tf.zeros([1, 1]), tf.zeros([1, 1])], [FLOAT, FLOAT], ())
+    assert resolved == [FLOAT, FLOAT]
+    assert input_dtypes("Sum", [tf.zeros([1]), 0], [FLOAT, None], ("keep_dims", False)) == [FLOAT, INT32]
+    assert input_dtypes("ArgMax", [tf.zeros([1]), 0], [FLOAT, None], ("output_type", tf.int64)) == [
+        FLOAT,
+        INT32,
+    ]
