@@ -184,7 +184,9 @@ class Session:
             return  # tapes opened before would be missed; the next visit will do
         if self.conductor is None:
             boundary = Boundary()
-            self.conductor = Conductor(self.options, boundary, StatementObserver(self.user), self._internal)
+            self.conductor = Conductor(
+                self.options, boundary, StatementObserver(self.user, self.table), self._internal
+            )
         self.conductor.boundary.install()
         self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
         self._surveyed = 0
@@ -202,7 +204,7 @@ class Session:
         marks = self._marks[anchor_id]
         marks.append(time.perf_counter())
         del marks[:-_MARKS]
-        surveyor.survey.visit(anchor_id, frame)
+        surveyor.survey.visit(anchor_id, frame, surveyor.tapes)
         choice = surveyor.survey.choice() if surveyor.tapes == 0 else None
         if choice is not None and choice.anchor == anchor_id:
             self._activate(anchor_id, frame)
