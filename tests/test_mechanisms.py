@@ -229,6 +229,56 @@ def test_nested_and_persistent_tapes():
     both_ways(program, co_executed=10)
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_tensor_chosen_before_the_tape(watched):
+    def program(see):
+        weights = tf.Variable(tf.random.normal([6, 6]))
+        for step, x in enumerate(batches()):
+            first, second = tf.sin(x), tf.cos(x)
+            chosen = first if step % 3 else second
+            with tf.GradientTape() as tape:
+                if watched:
+                    tape.watch(chosen)
+                loss = tf.reduce_sum(tf.matmul(chosen, weights) ** 2)
+            gradients = tape.gradient(loss, [weights, chosen])
+            assert (gradients[1] is not None) is watched
+            weights.assign_sub(0.001 * gradients[0])
+            see(gradients)
+        return weights
+
+    both_ways(program, co_executed=10)
+
+
+def test_watched_tensor_differs_from_the_used_one():
+    def program(see):
+        weights = tf.Variable(tf.random.normal([6, 6]))
+        for step, x in enumerate(batches()):
+            first, second = tf.sin(x), tf.cos(x)
+            with tf.GradientTape() as tape:
+                tape.watch(first if step % 2 else second)
+                loss = tf.reduce_sum(tf.matmul(first, weights) ** 2)
+            gradients = tape.gradient(loss, [weights, first, second])
+            weights.assign_sub(0.001 * gradients[0])
+            see(*[gradient is None for gradient in gradients], gradients[0])
+        return weights
+
+    both_ways(program, co_executed=10)
+
+
+def test_guarded_indices_that_change_late():
+    def program(see):
+        weights = tf.Variable(tf.random.normal([6, 6]))
+        for step, x in enumerate(batches()):
+            rows = tf.constant([0, 1] if step < 30 else [2, 3])
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.gather(tf.matmul(x, weights), rows) ** 2)
+            weights.assign_sub(0.001 * tape.gradient(loss, weights))
+            see(loss)
+        return weights
+
+    both_ways(program, co_executed=10)
+
+
 def test_watch_stop_recording_and_unconnected():
     def program(see):
         weights, other = tf.Variable(tf.random.normal([6, 6])), tf.Variable([1.0])

@@ -89,7 +89,7 @@ def both_ways(
     co = run_once(program, settings)
     report = co.report
     assert report["internal_errors"] == 0, report
-    assert co.error == eager.error
+    assert co.error == eager.error, (co.error, eager.error)
     for step, (a, b) in enumerate(zip(eager.seen, co.seen, strict=False)):
         assert a == b, f"value {step} differs"
     assert len(co.seen) == len(eager.seen)

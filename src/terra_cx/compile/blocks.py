@@ -132,7 +132,7 @@ class _Builder:
         self.params: dict[Any, int] = {}
         self.written: set[int] = set()
         self.tainted: set[int] = set()
-        self.fallible_effect = False
+        self.arguments: dict[tuple[Node, int], tuple[tuple[Any, ...], Check]] = {}
 
     # -- parameters ----------------------------------------------------------------------------------------------
     def param(self, key: Any, spec: Spec, rule: Rule | None) -> tuple[int, bool]:
@@ -160,6 +160,9 @@ class _Builder:
                 return (("l", flat) if draw is None else ("p", draw)), (LOCAL, flat)
             key: Any = ("node", rule.node, rule.out, rule.turn)
         elif need is Need.SHARED:
+            known = self.arguments.get(rule.share) if rule.share is not None and rule.turn == 0 else None
+            if known is not None:
+                return known[0], _again(known[1])
             key = ("ext", *(rule.share or use), rule.turn)
         elif need in (Need.EXTERNAL, Need.TENSOR):
             key = ("own", use)
@@ -216,6 +219,7 @@ class _Builder:
         if node.kind not in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
             for index, rule in enumerate(node.rules):
                 source, check = self.source(rule, (node, index))
+                self.arguments[node, index] = source, check
                 sources.append(source)
                 checks.append(check)
         base = block.flat
@@ -348,6 +352,11 @@ class _Builder:
         if rule.need is Need.KNOWN:
             return ("k", rule.value)
         return self.source(rule, use)[0]
+
+
+def _again(check: Check) -> Check:
+    """The check for a further use of the same argument."""
+    return (PARAM, check[1], False, *check[3:]) if check[0] == PARAM else check
 
 
 def _may_fail(node: Node) -> bool:

@@ -19,8 +19,10 @@ from terra_cx.trace.tracegraph import ExternalNames
 __all__ = ["signature_of"]
 
 
-def signature_of(log: RegionLog, run: BlockRun | None, tape: int) -> Any:
-    """The signature of tape number ``tape`` at the present point of the region.
+def signature_of(log: RegionLog, run: BlockRun | None, tape: int, asked: list[Any]) -> Any:
+    """The signature of a gradient asked of tape number ``tape`` at the present point of the region.
+
+    ``asked`` are its targets, output gradients and sources that are no variables (slots or tensors).
 
     The common case, a tape that was opened and is asked inside one block, without ``watch``, is answered from
     a cache of the block if all external tensors bound so far are distinct objects.
@@ -36,17 +38,26 @@ def signature_of(log: RegionLog, run: BlockRun | None, tape: int) -> Any:
             shape = tuple(
                 (e.position - start, e.what, e.tape - tape if e.tape >= 0 else None, e.detail) for e in events
             )
-            key = (start - run.start, run.pos, shape, tuple(accesses))
+            where = {number: index for index, number in enumerate(bound)}
+            wanted = tuple(
+                ("local", thing.index)
+                if type(thing) is Slot and thing.run is run
+                else where.get(id(thing), id(thing))
+                for thing in asked
+            )
+            key = (start - run.start, run.pos, shape, tuple(accesses), wanted)
             cached = run.block.signatures.get(key)
             if cached is not None:
                 return cached
-    signature = _compute(log, tape, start, events, accesses)
+    signature = _compute(log, tape, start, events, accesses, asked)
     if key is not None and run is not None:
         run.block.signatures[key] = signature
     return signature
 
 
-def _compute(log: RegionLog, tape: int, start: int, events: list[Any], accesses: list[int]) -> Any:
+def _compute(
+    log: RegionLog, tape: int, start: int, events: list[Any], accesses: list[int], asked: list[Any]
+) -> Any:
     names = ExternalNames(start)
     runs = {id(run): run for run in log.runs}
     latest: dict[Any, Any] = {}
@@ -85,7 +96,8 @@ def _compute(log: RegionLog, tape: int, start: int, events: list[Any], accesses:
         )
         for e in events
     )
-    return (tuple(ops), tuple(wiring), seen, frozenset(Counter(accesses).items()))
+    things = tuple(_name(names, _place(thing, runs, log.number), thing, start) for thing in asked)
+    return (tuple(ops), tuple(wiring), seen, frozenset(Counter(accesses).items()), things)
 
 
 def _name(names: ExternalNames, where: tuple[int, int] | None, bound: Any, start: int) -> Any:

@@ -53,6 +53,7 @@ __all__ = ["Diverge", "Skeleton"]
 _RAW = (int, float, bool, complex, str, bytes, np.ndarray, np.generic, type(None))
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 """What a mistake of ours looks like; TensorFlow's own refusals have other types."""
+_RESOURCE = 20
 _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
@@ -543,7 +544,7 @@ class Skeleton:
         turn = 0
         if step.needed:
             turn = self.turn(step.node)
-            self.keep_arguments(step, args, turn)
+            self.keep_arguments(step, turn)
         if kind is Kind.KNOWN:
             if step.op in SHAPE_OPS and not self.shapes_hold(step, args):
                 raise Diverge("new-shape", f"{step.op} of a tensor whose shape only its value tells")
@@ -587,18 +588,24 @@ class Skeleton:
         turns[node] = turn + 1
         return turn
 
-    def keep_arguments(self, step: Step, args: tuple[Any, ...], turn: int) -> None:
+    def keep_arguments(self, step: Step, turn: int) -> None:
         """Remember arguments that a gradient in a later block refers to."""
         wanted = [-1 - out for out in step.needed if out < 0]
         if not wanted:
             return
-        flat: list[Any] = []
-        for arg in args[: step.width] if step.form == "F" else args[0]:
-            flat.extend(arg) if isinstance(arg, (list, tuple)) else flat.append(arg)
+        # Not the arguments as given: a raw value was converted, and the gradient means the tensor.
+        checks = [inner for check in step.checks for inner in (check[1] if check[0] == LIST else (check,))]
+        run = self.run
+        assert run is not None
         for index in wanted:
-            if index < len(flat):
-                arg = flat[index]
-                self.log.bound[step.node, -1 - index, turn] = arg._slot if type(arg) is Placeholder else arg
+            if index < len(checks):
+                check = checks[index]
+                if check[0] in (PARAM, FEED):
+                    self.log.bound[step.node, -1 - index, turn] = run.params[check[1]]
+                elif check[0] == LOCAL:
+                    self.log.bound[step.node, -1 - index, turn] = run.slots[check[1]]
+                elif check[0] == KNOWN:
+                    self.log.bound[step.node, -1 - index, turn] = check[1]
 
     def advance(self, run: BlockRun) -> None:
         """Step on; a block that is validated to its end and followed by host time is dispatched at once."""
@@ -771,7 +778,7 @@ class Skeleton:
 
     def _gradient_step(self, attrs: Any, flat: list[Any], tape: int) -> tuple[BlockRun, Step] | None:
         run, step = self.run, self.step
-        signature = signature_of(self.log, run, tape)
+        signature = signature_of(self.log, run, tape, _asked(flat))
         if (
             step is not None
             and step.kind is Kind.GRADIENT
@@ -859,6 +866,18 @@ def _as_fed(value: Any, dtype: int) -> Any:
         return native.as_tensor(value, native.dtype_of(dtype))
     except (TypeError, ValueError):
         return None
+
+
+def _asked(flat: list[Any]) -> list[Any]:
+    """Targets, output gradients and sources of a gradient that are no variables, as slots or real tensors."""
+    asked = []
+    for arg in flat:
+        if type(arg) is Placeholder:
+            if arg._slot.spec.dtype != _RESOURCE:
+                asked.append(arg._slot)
+        elif arg._datatype_enum() != _RESOURCE:
+            asked.append(arg)
+    return asked
 
 
 def _flat_results(results: tuple[Any, ...]) -> list[Any]:

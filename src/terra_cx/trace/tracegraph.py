@@ -13,6 +13,7 @@ taken both ways.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -207,6 +208,7 @@ class TraceGraph:
         produced: dict[int, tuple[Node, int, int]] = {}
         uses: Uses = {}
         turns: Counter[Node] = Counter()
+        arguments = Arguments(trace.events)
 
         def producers(ref: Local) -> tuple[Node, int, int]:
             node, base, turn = produced[ref.position]
@@ -221,13 +223,13 @@ class TraceGraph:
                 signature = self._signature(path, trace.events, call)
                 key = (key, signature)
                 if node is None and key not in self._nodes:
-                    node = self._renewed(key, call, producers, uses)
+                    node = self._renewed(key, call, producers, uses, arguments)
             if node is None:
                 node = self._nodes.get(key)
             if node is None:
-                node = self._add(key, call, producers, uses)
+                node = self._add(key, call, producers, uses, arguments)
                 if call.kind is Kind.GRADIENT:
-                    node.signature = signature
+                    node.signature = node.signature or signature
                 result.nodes += 1
                 if node.kind is Kind.GRADIENT:
                     self._gradients.setdefault(self._loose(key, call), []).append(node)
@@ -246,6 +248,7 @@ class TraceGraph:
                     base += len(inner.outputs)
             else:
                 produced[call.position] = (node, 0, turns[node])
+                arguments.add(call, node, turns[node])
             turns[node] += 1
             if node not in previous.succ:
                 previous.succ[node] = 0
@@ -264,7 +267,7 @@ class TraceGraph:
             self.version += 1
         return result
 
-    def _add(self, key: Any, call: Call, producers: Any, uses: Uses) -> Node:
+    def _add(self, key: Any, call: Call, producers: Any, uses: Uses, arguments: Arguments) -> Node:
         node = Node(len(self._order), call)
         self._nodes[key] = node
         self._order.append(node)
@@ -277,7 +280,7 @@ class TraceGraph:
         if call.kind is Kind.OWNER:
             node.cut_before = node.cut_after = "owner"
         if call.kind is Kind.GRADIENT:
-            self._add_inner(node, call, producers, uses)
+            self._add_inner(node, call, producers, uses, arguments)
         return node
 
     @staticmethod
@@ -287,14 +290,16 @@ class TraceGraph:
         ids = tuple(node_id for node_id, _ in signature[0]) if signature[0] != "outside" else id(call)
         return (place, ids, tuple(inner.op for inner in call.inner))
 
-    def _renewed(self, key: Any, call: Call, producers: Any, uses: Uses) -> Node | None:
+    def _renewed(self, key: Any, call: Call, producers: Any, uses: Uses, arguments: Arguments) -> Node | None:
         """A gradient whose tape's ops have widened since: the same node with new wiring, not a new one.
 
         Otherwise every use of its results would see its wiring vary and cut the block.
         """
         for node in self._gradients.get(self._loose(key, call), ()):
             revisions = {other.id: other.rev for other in self._order}
-            if all(revisions[node_id] == rev for node_id, rev in node.signature[0]):
+            if isinstance(node.signature[0], str) or all(
+                revisions[node_id] == rev for node_id, rev in node.signature[0]
+            ):
                 continue  # still valid: the difference is another one
             self._nodes[key] = node
             node.call = call
@@ -304,7 +309,7 @@ class TraceGraph:
                 rule_of(ref, spec, producers, uses, (node, index, 0))
                 for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True))
             ]
-            self._add_inner(node, call, producers, uses)
+            self._add_inner(node, call, producers, uses, arguments)
             node.rev += 1
             self.version += 1
             return node
@@ -314,7 +319,8 @@ class TraceGraph:
         """Whether the node may be executed several times in one region."""
         return any(loop in self.rolled for loop, _ in node.call.site.loops)
 
-    def _add_inner(self, node: Node, call: Call, producers: Any, uses: Uses) -> None:
+    def _add_inner(self, node: Node, call: Call, producers: Any, uses: Uses, arguments: Arguments) -> None:
+        start = arguments.tape_start(call)
         bases: dict[int, int] = {}
         base = 0
         for inner in call.inner:
@@ -331,21 +337,47 @@ class TraceGraph:
             rolled = rolled or self.in_rolled_loop(found[0])
             return found
 
-        def guarded(ref: Any) -> Any:
-            """A value guarded where the forward op used it may be a constant of the gradient; otherwise it may not."""
-            if not isinstance(ref, Known):
-                return ref
-            if isinstance(ref.origin, Local):
-                return ref if source(ref.origin)[0].kind is Kind.KNOWN else ref.origin
-            first = uses.get(ref.origin.number)
-            safe = first is not None and first[0] is not node and first[0].rules[first[1]].need is Need.KNOWN
-            return ref if safe else ref.origin
+        def rule(ref: Any, spec: Spec | None, use: tuple[Node, int, int]) -> Rule:
+            """The rule for something that the gradient mentions.
+
+            What was made before the tape is known by the op under the tape that used it: the signature says nothing
+            about how it was made, and another way may have led here. A guarded value is a constant only where an op
+            under the tape guards it.
+            """
+            if isinstance(ref, Known):
+                under = arguments.under_tape(ref.origin, start)
+                if any(user.rules[index].need is Need.KNOWN for user, index, _ in under):
+                    return rule_of(ref, spec, source, uses, use)
+                origin = ref.origin
+                if (
+                    isinstance(origin, Local)
+                    and origin.position >= start
+                    and source(origin)[0].kind is Kind.KNOWN
+                ):
+                    return rule_of(ref, spec, source, uses, use)
+                ref = origin
+            if isinstance(ref, Ext) or (isinstance(ref, Local) and ref.position < start):
+                under = arguments.under_tape(ref, start)
+                if under:
+                    user, index, turn = under[0]
+                    nonlocal rolled
+                    rolled = rolled or self.in_rolled_loop(user)
+                    return Rule(Need.SHARED, spec, share=(user, index), turn=turn)
+                # Nothing under the tape used it: how it came about would have to be part of the signature.
+                node.signature = ("unmatched", id(call))
+            return rule_of(ref, spec, source, uses, use)
+
+        for index, ref in enumerate(call.inputs):
+            if not isinstance(ref, Resource):
+                before = node.signature
+                node.rules[index] = rule(ref, call.input_specs[index], (node, index, 0))
+                node.signature = before  # which tensors are asked for is part of the signature
 
         number = len(node.rules)
         for inner in call.inner:
             rules = []
             for ref, spec in zip(inner.inputs, inner.input_specs, strict=True):
-                rules.append(rule_of(guarded(ref), spec, source, uses, (node, number, 0)))
+                rules.append(rule(ref, spec, (node, number, 0)))
                 number += 1
             node.inner_rules.append(rules)
 
@@ -356,7 +388,7 @@ class TraceGraph:
             if isinstance(ref, tuple):
                 return tuple(result_rule(item) for item in ref)
             number += 1
-            return rule_of(guarded(ref), None, source, uses, (node, number, 0))
+            return rule(ref, None, (node, number, 0))
 
         node.results = tuple(result_rule(ref) for ref in call.results)
         if rolled:
@@ -430,17 +462,44 @@ class TraceGraph:
             if e.what != "access"
         )
         handles = [id(e.ref.tensor) for e in events if e.what == "access" and isinstance(e.ref, Resource)]
-        return (
-            tuple((node.id, node.rev) for node, _ in ops),
-            tuple(wiring),
-            seen,
-            frozenset(Counter(handles).items()),
-        )
+        asked = tuple(names.of_ref(ref) for ref in call.inputs if not isinstance(ref, Resource))
+        revisions = tuple((node.id, node.rev) for node, _ in ops)
+        return (revisions, tuple(wiring), seen, frozenset(Counter(handles).items()), asked)
 
     # -- reading ---------------------------------------------------------------------------------------------
     def branch_nodes(self) -> int:
         """How many nodes have more than one next node."""
         return sum(len(node.succ) > 1 for node in self._order)
+
+
+class Arguments:
+    """Where each tensor of a trace was used as an argument, in order."""
+
+    def __init__(self, events: list[TapeEvent]) -> None:
+        self._events = events
+        self._uses: dict[Any, list[tuple[int, Node, int, int]]] = {}
+
+    def add(self, call: Call, node: Node, turn: int) -> None:
+        """Note the arguments of an op call that ``node`` stands for."""
+        for index, ref in enumerate(call.inputs):
+            origin = ref.origin if isinstance(ref, Known) else ref
+            if isinstance(origin, (Local, Ext)):
+                self._uses.setdefault(origin, []).append((call.position, node, index, turn))
+
+    def under_tape(self, ref: Any, start: int) -> list[tuple[Node, int, int]]:
+        """The uses of ``ref`` from position ``start`` on, as (node, argument, execution)."""
+        return [
+            (node, index, turn)
+            for position, node, index, turn in self._uses.get(ref, ())
+            if position >= start
+        ]
+
+    def tape_start(self, call: Call) -> int:
+        """The position at which the tape of a gradient call was made; beyond all if it was made elsewhere."""
+        for event in self._events[: call.events]:
+            if event.what == "new" and event.tape == call.attrs[0]:
+                return event.position
+        return sys.maxsize
 
 
 class ExternalNames:
