@@ -1,0 +1,106 @@
+"""Traces of small functions, and blocks made of them, without a session."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from contextlib import contextmanager
+
+from terra_cx.compile.blocks import build_block
+from terra_cx.compile.lowering import lower
+from terra_cx.observe.importer import UserCode
+from terra_cx.observe.statements import StatementObserver
+from terra_cx.run.block_run import BlockRun
+from terra_cx.tf.boundary import Boundary
+from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.slots import Slot
+from terra_cx.trace.recorder import Recorder
+from terra_cx.trace.tracegraph import TraceGraph
+
+_uids = itertools.count()
+
+
+@contextmanager
+def recording():
+    """The recorder and the observer of a region that is recorded inside."""
+    boundary, observer = Boundary(), StatementObserver(UserCode())
+    recorder = Recorder(observer.locate, observer.user_mark)
+    recorder.observer = observer
+    boundary.install()
+    try:
+        boundary.watch_reads(recorder.fetched)
+        boundary.use(recorder)
+        yield recorder
+    finally:
+        observer.stop()
+        boundary.remove()
+
+
+def trace(function, *args):
+    """Record ``function(*args)`` as a region; its trace. The result is kept in ``trace.last``."""
+    with recording() as recorder:
+        recorder.observer.start(id(sys._getframe()))
+        trace.last = function(*args)
+    assert recorder.trace.refused is None, recorder.trace.refused
+    return recorder.trace
+
+
+def looping(function):
+    """``function(visit, ...)`` calls ``visit(loop)`` at the top of each iteration; returns what `trace` takes."""
+
+    def run(*args):
+        observer = sys._getframe(2).f_locals["recorder"].observer
+        return function(lambda loop: observer.loop_visit(loop, sys._getframe(1)), *args)
+
+    return run
+
+
+def graph_of(function, *arguments):
+    """A TraceGraph of one region per tuple of arguments."""
+    graph = TraceGraph()
+    for args in arguments or [()]:
+        graph.merge(trace(function, *args))
+    return graph
+
+
+def ops(nodes):
+    """The names of nodes' ops."""
+    return [node.call.op for node in nodes]
+
+
+def hot_path(graph):
+    """The nodes on the hottest way."""
+    nodes, node = [], graph.root.hottest()
+    while node is not None and node not in nodes:
+        nodes.append(node)
+        node = node.hottest()
+    return nodes
+
+
+def blocks_of(graph):
+    """The lowered blocks on the hottest way, in order."""
+    blocks, node = [], graph.root.hottest()
+    while node is not None and all(node not in block.nodes for block in blocks):
+        blocks.append(build_block(graph, node, next(_uids), lower))
+        node = blocks[-1].nodes[-1].hottest()
+    return blocks
+
+
+class NoFetcher:
+    """Nobody fills the slots of these runs on demand."""
+
+    def fetch(self, slot):
+        raise AssertionError("a slot was asked for")
+
+
+def run_of(block, feeds=()):
+    """A completely validated run of ``block`` whose slots are all alive."""
+    run = BlockRun(block, NoFetcher(), 0, 1)
+    run.params = list(feeds)
+    for step in block.steps:
+        run.slots.extend(Slot(spec, run, step.base + index) for index, spec in enumerate(step.specs))
+        run.pos += 1
+    run.outputs = frozenset(
+        flat for flat in range(block.flat) if block.owners[flat][0].kind not in (Kind.KNOWN, Kind.DRAW)
+    )
+    return run
