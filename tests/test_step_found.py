@@ -46,6 +46,22 @@ def test_epochs_over_batches_over_a_validation_loop():
     assert report["regions"]["total"] > 90
 
 
+def test_two_training_loops_one_after_the_other():
+    def program(see):
+        weights = tf.Variable(tf.random.normal([6, 3]))
+        for x in data(60):
+            see(update(weights, x))
+        see(weights.numpy())
+        other = tf.Variable(tf.random.normal([6, 2]))
+        for x in data(150):
+            other.assign_sub(0.1 * other)
+            see(update(other, x, rate=0.01))
+        return weights, other
+
+    report = both_ways(program, co_executed=80)
+    assert len(report["anchors"]) == 2
+
+
 def test_while_loop():
     def program(see):
         weights, step = tf.Variable(tf.random.normal([6, 3])), 0

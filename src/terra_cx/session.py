@@ -43,6 +43,8 @@ _WARM = 2
 """Visits of one anchor after which the program is surveyed."""
 _SURVEY_VISITS = 2000
 """Probe visits in one survey; a survey that found no step by then is repeated when the program is ten times warmer."""
+_FOREIGN = 50
+"""Visits of another anchor, in a region that has left what is known, after which the program is surveyed again."""
 _MARKS = 8
 
 _current: Session | None = None
@@ -79,6 +81,8 @@ class Session:
         self._counts: defaultdict[int, int] = defaultdict(int)
         self._marks: defaultdict[int, list[float]] = defaultdict(list)
         self._total = 0
+        self._foreign: defaultdict[int, int] = defaultdict(int)
+        self._patience = _FOREIGN
         self._started = False
         self._broken = False
         self._told = False
@@ -195,8 +199,22 @@ class Session:
         self._survey(anchor_id, frame)
 
     def _survey_probe(self, anchor_id: int) -> None:
-        if threading.get_ident() == self.owner:
-            self._guarded(self._survey, anchor_id, sys._getframe(1))
+        if threading.get_ident() != self.owner:
+            return
+        if self.conductor is not None and anchor_id in self.conductor.anchors:
+            # Back at a known step, after a survey of what came between.
+            self._surveyor = None
+            setattr(builtins, PROBE, self._active_probe)
+            self._guarded(self.conductor.visit, self.conductor.anchors[anchor_id], sys._getframe(1))
+            return
+        self._guarded(self._survey, anchor_id, sys._getframe(1))
+
+    def _survey_again(self, anchor_id: int, frame: FrameType) -> None:
+        """The known step's loop seems to be over: look for the next one."""
+        assert self.conductor is not None
+        self._foreign.clear()
+        self.conductor.leave_region()
+        self._begin_survey(anchor_id, frame)
 
     def _survey(self, anchor_id: int, frame: FrameType) -> None:
         surveyor = self._surveyor
@@ -212,10 +230,11 @@ class Session:
         self._surveyed += 1
         if self._surveyed > _SURVEY_VISITS:
             self._surveyor = None
+            self._patience *= 10
             self._warm = max(self._counts.values(), default=_WARM) * 10
             assert self.conductor is not None
             self.conductor.boundary.use(self.conductor.boundary.passive)
-            setattr(builtins, PROBE, self._idle_probe)
+            setattr(builtins, PROBE, self._active_probe if self.conductor.anchors else self._idle_probe)
 
     def _activate(self, anchor_id: int, frame: FrameType) -> None:
         conductor = self.conductor
@@ -232,17 +251,21 @@ class Session:
 
     def _active_probe(self, anchor_id: int) -> None:
         conductor = self.conductor
-        anchor = conductor.anchors.get(anchor_id)  # type: ignore[union-attr]
-        if threading.get_ident() != self.owner:
+        if conductor is None or threading.get_ident() != self.owner:
             return
-        if anchor is None:
-            if conductor.recorder is not None:  # type: ignore[union-attr]
-                conductor.observer.loop_visit(anchor_id, sys._getframe(1))  # type: ignore[union-attr]
-            else:
-                frame = sys._getframe(1)
-                conductor.visits.append((anchor_id, id(frame), frame.f_code))  # type: ignore[union-attr]
-            return
-        self._guarded(conductor.visit, anchor, sys._getframe(1))  # type: ignore[union-attr]
+        anchor = conductor.anchors.get(anchor_id)
+        frame = sys._getframe(1)
+        if anchor is not None:
+            self._foreign.clear()
+            self._guarded(conductor.visit, anchor, frame)
+        elif conductor.recorder is None and conductor.skeleton is not None:
+            conductor.visits.append((anchor_id, id(frame), frame.f_code))
+        else:
+            if conductor.recorder is not None:
+                conductor.observer.loop_visit(anchor_id, frame)
+            self._foreign[anchor_id] += 1
+            if self._foreign[anchor_id] > self._patience:
+                self._guarded(self._survey_again, anchor_id, frame)
 
     def _barrier(self) -> None:
         if self.conductor is not None and not self._broken:

@@ -114,8 +114,7 @@ class Conductor:
         self._frame = id(frame)  # not the frame: it would keep the user's variables alive
         if anchor.stage is not Stage.CO:
             # What follows runs natively: everything handed over must be done first.
-            for skeleton in self._skeletons.values():
-                skeleton.drain()
+            self.drain()
         if anchor.stage is Stage.GIVEN_UP:
             self.boundary.use(self.boundary.passive)
             self.switch.restore()
@@ -181,6 +180,30 @@ class Conductor:
                 self.waited += skeleton.waited - before
         elif anchor.stage is Stage.GIVEN_UP:
             anchor.regions["eager"] += 1
+
+    def leave_region(self) -> None:
+        """The program is somewhere else for good: what was recorded of the region is no step and is dropped.
+
+        Raises:
+            BaseException: a deferred kernel error of the program.
+        """
+        recorder, self.recorder = self.recorder, None
+        skeleton, self.skeleton = self.skeleton, None
+        self.current = None
+        if recorder is not None:
+            self._stop_recording()
+            if skeleton is not None:
+                skeleton.forget()
+        self.drain()
+
+    def drain(self) -> None:
+        """Wait for everything that was handed over.
+
+        Raises:
+            BaseException: a deferred kernel error of the program.
+        """
+        for skeleton in self._skeletons.values():
+            skeleton.drain()
 
     def _stop_recording(self) -> None:
         self.observer.stop()
@@ -272,14 +295,11 @@ class Conductor:
         Raises:
             BaseException: a deferred kernel error of the program.
         """
-        recorder, self.recorder = self.recorder, None
-        if recorder is not None:
+        if self.recorder is not None:
             # The last region runs on past the loop; what follows is no step and is not learned from.
-            self._stop_recording()
-            self.skeleton = self.current = None
+            self.leave_region()
         self.end_region()
-        for skeleton in self._skeletons.values():
-            skeleton.drain()
+        self.drain()
         self.boundary.use(self.boundary.passive)
         self.switch.restore()
 
