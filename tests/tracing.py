@@ -18,6 +18,7 @@ from terra_cx.trace.recorder import Recorder
 from terra_cx.trace.tracegraph import TraceGraph
 
 _uids = itertools.count()
+_observers = []
 
 
 @contextmanager
@@ -27,12 +28,13 @@ def recording():
     recorder = Recorder(observer.locate, observer.user_mark)
     recorder.observer = observer
     boundary.install()
+    _observers.append(observer)
     try:
         boundary.watch_reads(recorder.fetched)
         boundary.use(recorder)
         yield recorder
     finally:
-        observer.stop()
+        _observers.pop().stop()
         boundary.remove()
 
 
@@ -45,14 +47,9 @@ def trace(function, *args):
     return recorder.trace
 
 
-def looping(function):
-    """``function(visit, ...)`` calls ``visit(loop)`` at the top of each iteration; returns what `trace` takes."""
-
-    def run(*args):
-        observer = sys._getframe(2).f_locals["recorder"].observer
-        return function(lambda loop: observer.loop_visit(loop, sys._getframe(1)), *args)
-
-    return run
+def visit(loop):
+    """What an anchor probe does in the loop whose iteration begins here, while a region is recorded."""
+    _observers[-1].loop_visit(loop, sys._getframe(1))
 
 
 def graph_of(function, *arguments):
