@@ -46,6 +46,8 @@ _SURVEY_VISITS = 2000
 _FOREIGN = 50
 """Visits of another anchor, in a region that has left what is known, after which the program is surveyed again."""
 _MARKS = 8
+_MOST_VISITS = 10_000
+"""Loop visits inside one region that are remembered for a trace that begins in its middle."""
 
 _current: Session | None = None
 
@@ -259,7 +261,8 @@ class Session:
             self._foreign.clear()
             self._guarded(conductor.visit, anchor, frame)
         elif conductor.recorder is None and conductor.skeleton is not None:
-            conductor.visits.append((anchor_id, id(frame), frame.f_code))
+            if len(conductor.visits) < _MOST_VISITS:
+                conductor.visits.append((anchor_id, id(frame), frame.f_code))
         else:
             if conductor.recorder is not None:
                 conductor.observer.loop_visit(anchor_id, frame)

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from terra_cx.tf.opdefs import SEED_ATTRS, Kind, fallible
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.rules import Need, Rule
-from terra_cx.trace.tracegraph import GAP_SECONDS, Node, TraceGraph
+from terra_cx.trace.tracegraph import GAP_SECONDS, Node, TraceGraph, freeze
 
 __all__ = ["Block", "Check", "FlatOp", "Step", "build_block"]
 
@@ -69,6 +71,10 @@ class Step:
     position: int
     ops: tuple[int, int] = (0, 0)
     """The flat ops of the step, as a range."""
+    frozen: Any = None
+    """The attributes in hashable form."""
+    plain: bool = True
+    """Whether ``==`` on the attributes is exact (no floats, no arrays)."""
     values: tuple[Any, ...] = ()
     """For KNOWN: the recorded results."""
     results: tuple[Any, ...] = ()
@@ -132,6 +138,7 @@ class _Builder:
         self.params: dict[Any, int] = {}
         self.written: set[int] = set()
         self.tainted: set[int] = set()
+        self.fallible = False
         self.arguments: dict[tuple[Node, int], tuple[tuple[Any, ...], Check]] = {}
 
     # -- parameters ----------------------------------------------------------------------------------------------
@@ -191,6 +198,10 @@ class _Builder:
             return True
         if len(self.block.steps) >= MAX_BLOCK:
             return False
+        if node.kind is Kind.DRAW and self.fallible:
+            return (
+                False  # draws are made before the block: an op that fails earlier must leave the stream alone
+            )
         if not self.written:
             return True
         rules = list(node.rules)
@@ -216,7 +227,7 @@ class _Builder:
         call, block = node.call, self.block
         sources: list[tuple[Any, ...]] = []
         checks: list[Check] = []
-        if node.kind not in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
+        if node.kind not in (Kind.OWNER, Kind.SOURCE):
             for index, rule in enumerate(node.rules):
                 source, check = self.source(rule, (node, index))
                 self.arguments[node, index] = source, check
@@ -261,15 +272,18 @@ class _Builder:
                 (first_op, len(block.ops)),
             )
         )
+        block.steps[-1].frozen = freeze(call.attrs)
+        block.steps[-1].plain = all(_is_plain(value) for value in call.attrs[1::2])
         block.positions += node.width
 
     def _flat_op(
         self, node: Node, call: Any, sources: list[tuple[Any, ...]], base: int, specs: list[Spec]
     ) -> None:
-        dtypes = tuple(spec.dtype for spec in call.input_specs if spec is not None)
-        may_fail = (
-            call.kind is not Kind.WRITE and call.op != "ReadVariableOp" and fallible(call.op, dtypes, True)
-        )
+        dtypes = tuple(0 if spec is None else spec.dtype for spec in call.input_specs)
+        guarded = tuple(source[0] in ("k", "c") for source in sources)
+        infallible = call.kind is Kind.WRITE or call.op == "ReadVariableOp"
+        may_fail = not infallible and fallible(call.op, dtypes, True, guarded)
+        self.fallible = self.fallible or may_fail
         self.block.ops.append(
             FlatOp(
                 call.op,
@@ -354,6 +368,12 @@ class _Builder:
         return self.source(rule, use)[0]
 
 
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return not isinstance(value, (float, complex, np.ndarray, np.generic))
+
+
 def _again(check: Check) -> Check:
     """The check for a further use of the same argument."""
     return (PARAM, check[1], False, *check[3:]) if check[0] == PARAM else check
@@ -362,8 +382,9 @@ def _again(check: Check) -> Check:
 def _may_fail(node: Node) -> bool:
     if node.call.op == "ReadVariableOp":
         return False
-    dtypes = tuple(spec.dtype for spec in node.call.input_specs if spec is not None)
-    return fallible(node.call.op, dtypes, True)
+    dtypes = tuple(0 if spec is None else spec.dtype for spec in node.call.input_specs)
+    guarded = tuple(rule.need in (Need.KNOWN, Need.CONST) for rule in node.rules)
+    return fallible(node.call.op, dtypes, True, guarded)
 
 
 def _nest(checks: list[Check], layout: tuple[int, ...]) -> list[Check]:

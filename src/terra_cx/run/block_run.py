@@ -71,7 +71,7 @@ class BlockRun:
         "slots",
         "start",
         "state",
-        "waiter",
+        "waiters",
     )
 
     def __init__(self, block: Block, fetcher: Fetcher, start: int, region: int) -> None:
@@ -89,7 +89,7 @@ class BlockRun:
         self.over = False
         self.outputs: frozenset[int] = frozenset()
         self.error: BaseException | None = None
-        self.waiter: threading.Lock | None = None
+        self.waiters: list[threading.Lock] = []
 
     def fetch(self, slot: Slot) -> None:
         """`Slot.resolve` asks here."""
@@ -111,8 +111,8 @@ class BlockRun:
         """The runner is done with it: wake who waits, let go of what nobody needs."""
         self.state = state
         self.release()
-        waiter = self.waiter
-        if waiter is not None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
             waiter.release()
 
     def region_over(self) -> None:

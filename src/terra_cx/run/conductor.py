@@ -145,6 +145,8 @@ class Conductor:
 
     def _record(self) -> Recorder:
         recorder = Recorder(self.observer.locate, self.observer.user_mark)
+        recorder.limit = self.options.max_nodes
+        recorder.on_overrun = self._stop_recording
         self.recorder = recorder
         self.observer.start(self._frame)
         self.boundary.watch_reads(recorder.fetched)
@@ -173,6 +175,9 @@ class Conductor:
             before = skeleton.waited
             try:
                 skeleton.end()
+            except BaseException:
+                self.boundary.use(self.boundary.passive)  # the program's own error; nothing is open any more
+                raise
             finally:
                 seconds = time.perf_counter() - self._region_start
                 anchor.co_executed(seconds, True)
@@ -270,7 +275,6 @@ class Conductor:
         if last is not None:
             self.observer.continue_at(last)
         recorder.limit = 4 * len(anchor.graph) + 1000
-        recorder.on_overrun = self._stop_recording
         prefix(skeleton, recorder)
         return recorder
 

@@ -112,6 +112,7 @@ class GraphRunner:
             self._compute(run)
         except OpFailed as failure:
             self.failed = run
+            run.pos = run.block.steps.index(failure.step)  # what follows has not happened
             run.fail(annotate(failure.error, failure.step))
             return
         except BaseException as error:  # noqa: BLE001  # reaches the owner thread

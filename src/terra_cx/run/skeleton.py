@@ -41,6 +41,7 @@ from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.signature import signature_of
 from terra_cx.tf import native
+from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.native import REAL, EagerTensor, FallbackException, IndexedSlices
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
@@ -209,6 +210,8 @@ class Skeleton:
             if run is not None and run.state is State.OPEN:
                 run.fail(error, State.DROPPED)
             self.run = self.step = None
+            # What never ran is not part of the region, and must not be repeated should a tape be rebuilt.
+            self.log.runs = [other for other in self.log.runs if other.state is not State.DROPPED]
             raise error
 
     # -- dispatch --------------------------------------------------------------------------------------------
@@ -264,6 +267,9 @@ class Skeleton:
             BaseException: a kernel error of an earlier op.
         """
         if any(run.state <= State.SENT and any(op.fallible for op in run.block.ops) for run in self.log.runs):
+            run = self.run
+            if run is not None and not run.complete:
+                self.graph.cut(self.here(), "try")
             self.dispatch()
             self.drain()
 
@@ -274,7 +280,7 @@ class Skeleton:
         start = time.perf_counter()
         lock = threading.Lock()
         lock.acquire()
-        run.waiter = lock
+        run.waiters.append(lock)
         if run.state <= State.SENT:
             limit = self.runner.watchdog
             if not lock.acquire(timeout=limit):
@@ -316,7 +322,7 @@ class Skeleton:
             self.busy = True
             try:
                 run = self.run
-                if args[step.width :] == step.attrs:
+                if step.plain and args[step.width :] == step.attrs:
                     for check, arg in zip(step.checks, args, strict=False):
                         if not self.admits(run, check, arg):
                             break
@@ -420,9 +426,9 @@ class Skeleton:
         if step.kind is Kind.DRAW:
             if free_attrs(attrs) != free_attrs(step.attrs):
                 return False
-        elif attrs != step.attrs and freeze(attrs) != freeze(step.attrs):
+        elif freeze(attrs) != step.frozen:
             return False
-        if step.kind in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
+        if step.kind in (Kind.OWNER, Kind.SOURCE):
             return True
         if len(inputs) != len(step.checks):
             return False
@@ -744,8 +750,10 @@ class Skeleton:
 
     def query(self, name: str, *args: Any) -> Any:
         """A native question about tensors that the skeleton cannot answer: under a tape it is a divergence."""
-        if get_ident() == self.owner and not _tapes_empty():
-            return self.diverged(Diverge("tape-query", f"{name} under an open tape")).query(name, *args)
+        if get_ident() == self.owner and (name in EFFECTS or not _tapes_empty()):
+            return self.diverged(Diverge("native-effect" if name in EFFECTS else "tape-query", name)).query(
+                name, *args
+            )
         return REAL[name](*[resolve_all(arg) for arg in args])
 
     def tape_gradient(
@@ -761,6 +769,11 @@ class Skeleton:
                 resolve_all(output_gradients),
                 resolve_all(sources_raw),
                 unconnected,
+            )
+        if not all(isinstance(tensor, EagerTensor) for tensor in (*target, *sources)):
+            # A graph that is being traced: none of the region's business.
+            return REAL["TFE_Py_TapeGradient"](
+                tape, target, sources, output_gradients, sources_raw, unconnected
             )
         if number >= 0:
             given = [g for g in output_gradients or () if g is not None]

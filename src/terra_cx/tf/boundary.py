@@ -16,7 +16,7 @@ from terra_cx.tf import native
 from terra_cx.tf.native import REAL, EagerTensorBase, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 
-__all__ = ["HARMLESS", "OPS", "TAPES", "TENSORS", "Boundary", "Handler", "Passive"]
+__all__ = ["EFFECTS", "HARMLESS", "OPS", "TAPES", "TENSORS", "Boundary", "Handler", "Passive"]
 
 OPS = ("TFE_Py_FastPathExecute", "TFE_Py_Execute", "TFE_Py_ExecuteCancelable")
 TAPES = (
@@ -77,6 +77,17 @@ HARMLESS = frozenset(
 """Functions that take no tensor, or that the native tape set answers rightly (tapes are really pushed and popped)."""
 
 _DLPACK = ("TFE_ToDlpackCapsule", "TFE_DlpackDevice")
+EFFECTS = frozenset(
+    {
+        "TFE_Py_ExecuteCancelable",
+        "TFE_ContextClearCaches",
+        "TFE_Py_ForwardAccumulatorNew",
+        "TFE_Py_ForwardAccumulatorSetAdd",
+        "TFE_Py_ForwardAccumulatorJVP",
+        "TFE_Py_ForwardAccumulatorWatch",
+    }
+)
+"""Functions that run ops, or that change what ops do: a step that calls them is not co-executed."""
 _VALUES = frozenset(
     {"TFE_Py_TensorShapeSlice", "TFE_Py_TensorShapeOnDevice", "TFE_Py_PackEagerTensors", *_DLPACK}
 )
@@ -245,6 +256,7 @@ class Boundary:
             "TFE_Py_TapeVariableAccessed": lambda variable: self.handler.variable_accessed(variable),
             "TFE_Py_TapeGradient": lambda *a: self.handler.tape_gradient(*a),
             "TFE_Py_RecordGradient": lambda *a: self.handler.record_gradient(*a),
+            "TFE_ContextClearCaches": lambda *a: self.handler.query("TFE_ContextClearCaches", *a),
             "TFE_Py_ExecuteCancelable": lambda *a: self.handler.query("TFE_Py_ExecuteCancelable", *a),
         }
         for name in TAPES:
@@ -265,7 +277,7 @@ class Boundary:
         if not self.installed:
             return
         self.installed = False
-        for name in (*OPS, *TAPES, *TENSORS, *_DLPACK):
+        for name in (*OPS, *TAPES, *TENSORS, *_DLPACK, "TFE_ContextClearCaches"):
             if name in REAL:
                 setattr(pywrap_tfe, name, REAL[name])
         self.watch_reads(None)

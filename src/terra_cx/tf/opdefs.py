@@ -103,6 +103,12 @@ SpaceToDepth Split SplitV Squeeze StridedSlice StridedSliceGrad Sum Tile Transpo
 INFALLIBLE = frozenset(_ELEMENTWISE.split()) | frozenset(_STRUCTURED.split())
 """Pure ops that cannot fail once dtypes and *static* shapes are validated (integer division is handled apart)."""
 
+_ARGUMENTS = frozenset(_STRUCTURED.split())
+"""Ops some of whose integer inputs are arguments (axes, sizes, offsets) that the kernel may refuse."""
+_OUTSIDE = frozenset({"ReadFile", "MatchingFiles", "DecodeProtoV2", "EncodeProto"})
+"""Ops that are not marked stateful and yet depend on the world outside."""
+_INTEGERS = frozenset({3, 9, 5, 6, 4, 17, 22, 23})
+
 _INTEGER_DIVISION = frozenset(
     {"Div", "FloorDiv", "FloorMod", "TruncateDiv", "Mod", "TruncateMod", "RealDiv", "Pow"}
 )
@@ -119,6 +125,8 @@ def classify(op: str) -> Kind:
         return Kind.DRAW
     if op in _SOURCES:
         return Kind.SOURCE
+    if op in _OUTSIDE:
+        return Kind.OWNER
     definition = op_def(op)
     if definition is None or definition.is_stateful or definition.is_distributed_communication:
         return Kind.OWNER
@@ -129,16 +137,23 @@ def classify(op: str) -> Kind:
     return Kind.PURE
 
 
-def fallible(op: str, dtypes: tuple[int, ...], static: bool) -> bool:
+def fallible(op: str, dtypes: tuple[int, ...], static: bool, guarded: tuple[bool, ...] = ()) -> bool:
     """Whether a pure op's kernel may refuse a value.
 
     Args:
         op: the op's name.
         dtypes: ``DataType`` enums of its inputs.
         static: whether all its output shapes are known from shape inference (a dynamic reshape may fail).
+        guarded: for each input, whether its value is guarded (an axis or offset that may change may be refused).
     """
     if op not in INFALLIBLE or not static:
         return True
+    if op in _ARGUMENTS:
+        checked = guarded or (False,) * len(dtypes)
+        if any(
+            not known and dtype in _INTEGERS for dtype, known in zip(dtypes[1:], checked[1:], strict=False)
+        ):
+            return True
     # Division by zero is an error for integers only.
     return op in _INTEGER_DIVISION and bool(dtypes) and dtype_of(dtypes[0]).is_integer
 

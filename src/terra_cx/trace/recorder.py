@@ -10,11 +10,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 
 from terra_cx.tf import native
+from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify, input_dtypes
 from terra_cx.tf.placeholder import Placeholder, resolve_all
@@ -76,6 +78,9 @@ class Recorder:
         self._exts = 0
         self._tapes: list[Any] = []
         self._inner: list[Call] | None = None
+        self._first = 0
+        self._reads: list[Ref] = []
+        self._owner = get_ident()
         self._last = time.perf_counter()
         self.limit: int | None = None
         self.overrun = False
@@ -116,6 +121,8 @@ class Recorder:
     # -- ops -----------------------------------------------------------------------------------------------------
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``."""
+        if get_ident() != self._owner:
+            return _fast(ctx, op, name, *resolve_all(args))
         width = len(arg_layout(op))
         values = [self._real(value) for value in args[:width]]
         attrs = args[width:]
@@ -168,6 +175,8 @@ class Recorder:
 
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
         """``TFE_Py_Execute``; ``op`` may be the name of a function."""
+        if get_ident() != self._owner:
+            return _execute(handle, device, op, resolve_all(list(inputs)), attrs, outputs)
         flat = [self._real(value) for value in inputs]
         start = time.perf_counter()
         result = _execute(handle, device, op, flat, attrs, outputs)
@@ -252,12 +261,17 @@ class Recorder:
         if gap > 0.0 and self.trace.calls:
             self.trace.gaps[self.position - 1] = gap
         self.trace.calls.append(call)
-        if kind is Kind.OWNER and self._recording() and any(s.dtype in _FLOATS for s in call.outputs):
+        differentiable = kind is Kind.OWNER and classify(op) is not Kind.DRAW
+        if differentiable and self._recording() and any(s.dtype in _FLOATS for s in call.outputs):
             self.refuse("opaque-under-tape", f"{op} computes under an open tape", call.site)
         self._last = time.perf_counter()
 
     def _kind(self, op: str, refs: list[Ref], outputs: list[Any]) -> Kind:
         kind = classify(op)
+        if kind is Kind.DRAW and not all(isinstance(ref, (Const, Known)) for ref in refs):
+            return (
+                Kind.OWNER
+            )  # its numbers depend on a tensor: the graph runner could not draw them beforehand
         if kind is not Kind.PURE or self._inner is not None or not outputs:
             return kind
         if not all(is_guardable(out) for out in outputs):
@@ -275,9 +289,11 @@ class Recorder:
     def fetched(self, tensor: Any) -> None:
         """Python read the value of a real tensor."""
         ref = self._refs.get(id(tensor))
-        if (
-            isinstance(ref, Local) and self._inner is None
-        ):  # gradient code reads its constants; co-execution never runs it
+        if self._inner is not None:
+            # Gradient code, which co-execution never runs: what it reads must be guarded where the op got it.
+            if isinstance(ref, (Known, Ext)) or (isinstance(ref, Local) and ref.position < self._first):
+                self._reads.append(ref)
+        elif isinstance(ref, Local):
             self.trace.fetches.add(self.position - 1)
 
     # -- tapes ---------------------------------------------------------------------------------------------------
@@ -308,7 +324,8 @@ class Recorder:
     def tape_watch(self, tape: Any, tensor: Any) -> Any:
         """``TFE_Py_TapeWatch``."""
         tensor = resolve_all(tensor)
-        self._tape_event("watch", tape, self.ref(tensor))
+        if isinstance(tensor, EagerTensor):
+            self._tape_event("watch", tape, self.ref(tensor))
         return REAL["TFE_Py_TapeWatch"](tape, tensor)
 
     def tape_watch_variable(self, tape: Any, variable: Any) -> Any:
@@ -344,6 +361,8 @@ class Recorder:
 
     def query(self, name: str, *args: Any) -> Any:
         """Any other function of the boundary that takes tensors: resolved, then asked natively."""
+        if name in EFFECTS:
+            self.refuse("native-effect", f"{name} was called in the step")
         return REAL[name](*[resolve_all(arg) for arg in args])
 
     def tape_gradient(
@@ -354,12 +373,17 @@ class Recorder:
         output_gradients = resolve_all(output_gradients)
         given = [g for g in output_gradients or () if g is not None]
         flat = [*target, *given, *sources]
+        if get_ident() != self._owner or not all(isinstance(tensor, EagerTensor) for tensor in flat):
+            # Another thread, or a graph that is being traced: none of the region's business.
+            return _gradient(tape, target, sources, output_gradients, resolve_all(sources_raw), unconnected)
         number = next((i for i, known in enumerate(self._tapes) if known is tape), -1)
         refs = tuple(self.ref(tensor) for tensor in flat)
         specs = tuple(Spec(t._datatype_enum(), t._shape_tuple()) for t in flat)
         present = tuple(g is not None for g in output_gradients) if output_gradients is not None else None
         site = self._locate(sys._getframe(1))
         outer, self._inner = self._inner, []
+        if outer is None:
+            self._first, self._reads = self.position, []
         first = self.position
         events = len(self.trace.events)
         mark = self._user_mark()
@@ -392,6 +416,7 @@ class Recorder:
                 inner=inner,
                 results=results,
                 events=events,
+                reads=tuple(self._reads),
             )
         )
         self._last = time.perf_counter()

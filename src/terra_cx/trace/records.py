@@ -90,6 +90,8 @@ class Call:
     """For a gradient: per result a `Local`/`Ref`, None, or a tuple (IndexedSlices: values, indices, dense shape)."""
     raws: dict[int, Any] = field(default_factory=dict)
     """Arguments that Python gave as raw values and the boundary converted: their values (arrays: their type)."""
+    reads: tuple[Ref, ...] = ()
+    """For a gradient: values of the forward pass that its Python code read."""
     events: int = 0
     """For a gradient: how many tape events came before it."""
     node: Any = None

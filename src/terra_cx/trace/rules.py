@@ -59,6 +59,8 @@ def same_const(a: Any, b: Any) -> bool:
         return False
     if type(a) is float:
         return _same_float(a, b)
+    if type(a) is complex:
+        return _same_float(a.real, b.real) and _same_float(a.imag, b.imag)
     if hasattr(a, "dtype"):  # NumPy scalars and arrays
         return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
     return bool(a == b)
@@ -89,6 +91,8 @@ class Rule:
     """If Python gave a raw value that the boundary converted: the value (KNOWN) or its type."""
     turn: int = 0
     """Inside a gradient: which execution of ``node`` (or of the first use) in the region is meant."""
+    lag: int = 0
+    """For LOCAL: how many executions of this node lie between the producer's and this one (rolled loops)."""
     origin: Rule | None = None
     """For KNOWN: the rule to widen to."""
 
@@ -119,7 +123,7 @@ class Rule:
 
     def _agrees(self, other: Rule) -> bool:
         if self.need is Need.LOCAL:
-            return self.node is other.node and self.out == other.out
+            return self.node is other.node and self.out == other.out and self.lag == other.lag
         if self.need is Need.SHARED:
             return self.share == other.share
         if self.need is Need.CONST:
@@ -138,6 +142,7 @@ class Rule:
     def _become(self, other: Rule) -> None:
         self.need, self.node, self.out = other.need, other.node, other.out
         self.value, self.share, self.origin = other.value, other.share, other.origin
+        self.turn, self.lag = other.turn, other.lag
 
 
 Uses = dict[int, tuple["Node", int, int]]
@@ -156,7 +161,7 @@ def rule_of(ref: Ref, spec: Spec | None, producers: Any, uses: Uses, use: tuple[
     """
     if isinstance(ref, Local):
         node, out, turn = producers(ref)
-        return Rule(Need.LOCAL, spec, node, out, turn=turn)
+        return Rule(Need.LOCAL, spec, node, out, turn=turn, lag=use[2] - turn)
     if isinstance(ref, Ext):
         first = uses.setdefault(ref.number, use)
         return Rule(Need.SHARED, spec, share=None if first == use else first[:2], turn=first[2])

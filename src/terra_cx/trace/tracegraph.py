@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from terra_cx.tf.opdefs import SEED_ATTRS, Kind
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Call, Ext, Known, Local, Resource, TapeEvent, Trace
@@ -34,12 +36,16 @@ def freeze(value: Any) -> Any:
     """A hashable form of an attribute value."""
     if isinstance(value, (list, tuple)):
         return tuple(freeze(item) for item in value)
+    if isinstance(value, np.ndarray):
+        return ("array", str(value.dtype), value.shape, value.tobytes())
+    if isinstance(value, float):
+        return ("float", value.hex())  # 0.0 and -0.0 differ
     try:
         hash(value)
     except TypeError:
         return repr(value)
     # 1, 1.0 and True are equal keys of a dict and different attributes.
-    return (type(value).__name__, value) if isinstance(value, (bool, int, float)) else value
+    return (type(value).__name__, value) if isinstance(value, (bool, int)) else value
 
 
 @dataclass(slots=True, eq=False)
@@ -373,6 +379,11 @@ class TraceGraph:
                 node.rules[index] = rule(ref, call.input_specs[index], (node, index, 0))
                 node.signature = before  # which tensors are asked for is part of the signature
 
+        for ref in call.reads:
+            origin = ref.origin if isinstance(ref, Known) else ref
+            under = arguments.under_tape(origin, start)
+            if not any(user.rules[index].need in (Need.KNOWN, Need.CONST) for user, index, _ in under):
+                node.signature = ("unmatched", id(call))  # its code may decide otherwise on another value
         number = len(node.rules)
         for inner in call.inner:
             rules = []
@@ -405,6 +416,9 @@ class TraceGraph:
                 widened += 1
         if widened:
             node.rev += 1
+            if node.kind is Kind.DRAW and any(r.need not in (Need.KNOWN, Need.CONST) for r in node.rules):
+                node.call.kind = Kind.OWNER
+                node.cut_before = node.cut_after = "owner"
             if node.kind is Kind.KNOWN and any(r.need not in (Need.KNOWN, Need.CONST) for r in node.rules):
                 node.call.kind = Kind.PURE
             if any(rule.need is Need.TENSOR for rule in node.rules):
