@@ -1,0 +1,283 @@
+"""Lowering: the control edges that make a block a transaction, and that the graph computes what eager does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tracing import blocks_of, graph_of, run_of
+
+from terra_cx.compile.lowering import function_of
+from terra_cx.run.eager import feeds_of, run_eagerly
+from terra_cx.run.verify import same_bits
+from terra_cx.tf.opdefs import Kind
+
+WRITES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
+X = tf.constant(np.linspace(-2, 2, 16, dtype="float32").reshape(4, 4))
+
+
+def only_block(region, *arguments):
+    (block,) = blocks_of(graph_of(region, *arguments))
+    assert block.eager is None
+    return block
+
+
+def operations(block):
+    """The graph's operations that stand for the block's ops, in the program's order."""
+    symbols = block.lowered.symbols
+    named = {"ReadVariableOp", "GatherV2", "Cholesky", "Sin", "Mul", *WRITES}
+    graph = block.lowered.builder.graph
+    found = [op for op in graph.get_operations() if op.type in named]
+    assert symbols or found
+    return found
+
+
+def before(operation):
+    """Everything that must have run before ``operation``, by data or control edges."""
+    seen, todo = set(), [operation]
+    while todo:
+        for earlier in (*todo[-1].control_inputs, *[tensor.op for tensor in todo.pop().inputs]):
+            if earlier not in seen:
+                seen.add(earlier)
+                todo.append(earlier)
+    return seen
+
+
+def by_type(block, kind):
+    return [operation for operation in operations(block) if operation.type == kind]
+
+
+# -- the transaction -------------------------------------------------------------------------------------------------
+def test_every_fallible_op_precedes_every_write_wherever_it_stands():
+    a, b = tf.Variable(X), tf.Variable(X)
+    index = tf.constant([0, 1])
+
+    def region():
+        a.assign_add(X)
+        tf.gather(X, index)
+        b.assign_sub(X)
+        return tf.linalg.cholesky(tf.matmul(X, X, transpose_b=True) + 10.0 * tf.eye(4))
+
+    block = only_block(region)
+    fallible = [*by_type(block, "GatherV2"), *by_type(block, "Cholesky")]
+    writes = [operation for operation in operations(block) if operation.type in WRITES]
+    assert (len(fallible), len(writes)) == (2, 2)
+    for write in writes:
+        assert set(fallible) <= before(write)
+
+
+def test_what_cannot_fail_does_not_hold_a_write_up():
+    variable = tf.Variable(X)
+
+    def region():
+        variable.assign_add(X)
+        return tf.sin(X) * 2.0
+
+    block = only_block(region)
+    (write,) = [operation for operation in operations(block) if operation.type in WRITES]
+    assert {operation.type for operation in before(write)}.isdisjoint({"Sin", "Mul"})
+
+
+def test_a_fallible_op_runs_even_if_nobody_wants_its_value():
+    index = tf.Variable(9)
+
+    def region():
+        tf.linalg.cholesky(X)
+        return tf.sin(X)
+
+    block = only_block(region)
+    (cholesky,) = by_type(block, "Cholesky")
+    assert cholesky in block.lowered.control
+    del index
+
+
+def test_a_write_follows_the_reads_before_it_and_precedes_those_after_it():
+    variable, other = tf.Variable(X), tf.Variable(X)
+
+    def region():
+        first = variable.read_value()
+        untouched = other.read_value()
+        variable.assign(first + untouched)
+        second = variable.read_value()
+        variable.assign_sub(second)
+        return first, second, variable.read_value()
+
+    block = only_block(region)
+    mine = [
+        op
+        for op in by_type(block, "ReadVariableOp")
+        if op.inputs[0] is not by_type(block, "ReadVariableOp")[1].inputs[0]
+    ]
+    first, second, third = mine
+    write, subtract = [operation for operation in operations(block) if operation.type in WRITES]
+    assert first in before(write)
+    assert write in before(second)
+    assert second in before(subtract)
+    assert write in before(subtract)
+    assert subtract in before(third)
+    assert write not in before(first)
+    assert by_type(block, "ReadVariableOp")[1] not in {second, third}
+
+
+def test_every_write_runs_without_any_output():
+    variable = tf.Variable(X)
+
+    def region():
+        variable.assign_add(X)
+        variable.assign_add(X)
+
+    block = only_block(region)
+    function_of(block, frozenset())(feeds_of(run_of(block, [X])))
+    np.testing.assert_array_equal(variable, 3 * X + 2 * X)  # twice while it was recorded
+
+
+def failing_block():
+    """A block of two writes around a gather whose index is fed; and its variables."""
+    a, b = tf.Variable(X), tf.Variable(X)
+
+    def region(index):
+        a.assign_add(X)
+        row = tf.gather(X, index)
+        b.assign_add(X)
+        return row
+
+    block = only_block(region, (tf.constant([0, 1]),), (tf.constant([2, 1]),))
+    return block, a, b
+
+
+@pytest.mark.parametrize("single_threaded", [False, True])
+def test_a_failed_block_changed_nothing(single_threaded, monkeypatch):
+    block, a, b = failing_block()
+    if single_threaded:
+        finish = block.lowered.builder.finish
+        monkeypatch.setattr(
+            block.lowered.builder, "finish", lambda *args, **_: finish(*args, single_threaded=True)
+        )
+    outputs = frozenset(flat for flat in range(block.flat) if block.owners[flat][0].kind is Kind.PURE)
+    function = function_of(block, outputs)
+    feeds = {
+        spec.shape: tensor for spec, tensor in zip(block.params, [X, tf.constant([0, 99])], strict=False)
+    }
+    good = [tf.constant([3, 3]) if spec.dtype == 3 else X for spec in block.params]
+    bad = [tf.constant([0, 99]) if spec.dtype == 3 else X for spec in block.params]
+    before_a, before_b = a.numpy(), b.numpy()
+    for _ in range(20):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"indices\[1\] = 99"):
+            function(bad)
+    np.testing.assert_array_equal(a, before_a)
+    np.testing.assert_array_equal(b, before_b)
+    function(good)
+    np.testing.assert_array_equal(a, before_a + X)
+    np.testing.assert_array_equal(b, before_b + X)
+    assert feeds
+
+
+# -- the same numbers ------------------------------------------------------------------------------------------------
+def both(block, feeds, variables):
+    """The block's values and the variables, op by op and compiled, from the same start."""
+    start = [variable.numpy() for variable in variables]
+    run = run_of(block, feeds)
+    truth = run_eagerly(run, feeds_of(run))
+    eager = [variable.numpy() for variable in variables]
+    for variable, value in zip(variables, start, strict=True):
+        variable.assign(value)
+    results = function_of(block, run.outputs)(feeds_of(run_of(block, feeds)))
+    compiled = [variable.numpy() for variable in variables]
+    flats = sorted(run.outputs)
+    return [(truth[flat], result) for flat, result in zip(flats, results, strict=True)], eager, compiled
+
+
+STATEMENTS = [
+    lambda s: s["a"].assign_add(s["x"]),
+    lambda s: s["b"].assign_sub(s["x"]),
+    lambda s: s["a"].assign(s["b"].read_value()),
+    lambda s: s.update(x=tf.sin(s["x"])),
+    lambda s: s.update(x=s["a"] * s["x"]),
+    lambda s: s.update(x=tf.matmul(s["x"], s["b"])),
+    lambda s: s.update(x=tf.gather(s["x"], s["index"])),
+    lambda s: s.update(y=tf.reduce_sum(s["x"], 0)),
+    lambda s: s.update(x=s["x"] + s["y"]),
+    lambda s: s.update(x=tf.nn.softmax(s["x"])),
+]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.sampled_from(range(len(STATEMENTS))), min_size=1, max_size=12))
+def test_any_program_of_reads_writes_and_fallible_ops(program):
+    a, b = tf.Variable(X), tf.Variable(0.5 * X)
+    index = tf.constant([3, 2, 1, 0])
+
+    def region():
+        state = {"a": a, "b": b, "x": X, "y": tf.reduce_sum(X), "index": index}
+        for number in program:
+            STATEMENTS[number](state)
+
+    values = [a.numpy(), b.numpy()]
+    graph = graph_of(region)
+    for variable, value in zip((a, b), values, strict=True):
+        variable.assign(value)
+    made = {}
+    for block in blocks_of(graph):
+        assert block.eager is None
+        feeds = []
+        for rule, spec in zip(block.param_rules, block.params, strict=True):
+            if rule is not None and rule.node is not None and (rule.node, rule.out) in made:
+                feeds.append(made[rule.node, rule.out])
+            else:
+                feeds.append(index if spec.dtype == 3 else X)
+        pairs, eager, compiled = both(block, feeds, (a, b))
+        assert all(same_bits(one, other) for one, other in pairs)
+        assert all(np.array_equal(one, other) for one, other in zip(eager, compiled, strict=True))
+        writes = [operation for operation in operations(block) if operation.type in WRITES]
+        for write in writes:
+            assert set(by_type(block, "GatherV2")) <= before(write)
+        run = run_of(block, feeds)
+        for (node, out), (_, value) in zip(
+            [block.owners[flat] for flat in sorted(run.outputs)], pairs, strict=True
+        ):
+            made[node, out] = value
+
+
+def test_a_whole_training_step():
+    weights, bias = tf.Variable(X), tf.Variable(tf.zeros([4]))
+
+    def region(batch):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.nn.softmax(tf.tanh(tf.matmul(batch, weights) + bias)) ** 2)
+        for variable, gradient in zip((weights, bias), tape.gradient(loss, [weights, bias]), strict=True):
+            variable.assign_sub(0.1 * gradient)
+        return loss
+
+    block = only_block(region, (tf.identity(X),), (tf.identity(X),))
+    scalars = [spec for spec in block.params if spec.shape == ()]
+    feeds = [tf.constant(0.5) if spec.shape == () else X for spec in block.params]
+    pairs, eager, compiled = both(block, feeds, (weights, bias))
+    assert len(pairs) > 10
+    assert scalars is not None
+    assert all(same_bits(one, other) for one, other in pairs)
+    assert all(np.array_equal(one, other) for one, other in zip(eager, compiled, strict=True))
+
+
+def test_outputs_come_in_ascending_order_and_variants_are_kept():
+    block = only_block(lambda: tf.cos(tf.sin(X)))
+    both_outputs = function_of(block, frozenset({1, 0}))
+    assert function_of(block, frozenset({0, 1})) is both_outputs
+    sine, cosine = both_outputs([X])
+    np.testing.assert_array_equal(sine, tf.sin(X))
+    np.testing.assert_array_equal(cosine, tf.cos(tf.sin(X)))
+    (only,) = function_of(block, frozenset({1}))([X])
+    np.testing.assert_array_equal(only, cosine)
+    assert set(block.variants) == {frozenset({0, 1}), frozenset({1})}
+
+
+def test_a_fed_value_and_a_fed_shape():
+    def region(scale, shape):
+        return tf.reshape(tf.raw_ops.Mul(x=X, y=scale), shape)
+
+    block = only_block(region, (0.5, tf.constant([2, 8])), (0.25, tf.constant([2, -1])))
+    feeds = {1: [X, tf.constant(3.0)], 3: [tf.constant([8, 2])]}
+    given_feeds = [feeds[spec.dtype].pop(0) for spec in block.params]
+    (result,) = function_of(block, frozenset({block.flat - 1}))(given_feeds)
+    np.testing.assert_array_equal(result, tf.reshape(X * 3.0, [8, 2]))
