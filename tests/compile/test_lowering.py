@@ -26,12 +26,9 @@ def only_block(region, *arguments):
 
 def operations(block):
     """The graph's operations that stand for the block's ops, in the program's order."""
-    symbols = block.lowered.symbols
     named = {"ReadVariableOp", "GatherV2", "Cholesky", "Sin", "Mul", *WRITES}
     graph = block.lowered.builder.graph
-    found = [op for op in graph.get_operations() if op.type in named]
-    assert symbols or found
-    return found
+    return [op for op in graph.get_operations() if op.type in named]
 
 
 def before(operation):
@@ -81,8 +78,6 @@ def test_what_cannot_fail_does_not_hold_a_write_up():
 
 
 def test_a_fallible_op_runs_even_if_nobody_wants_its_value():
-    index = tf.Variable(9)
-
     def region():
         tf.linalg.cholesky(X)
         return tf.sin(X)
@@ -90,7 +85,6 @@ def test_a_fallible_op_runs_even_if_nobody_wants_its_value():
     block = only_block(region)
     (cholesky,) = by_type(block, "Cholesky")
     assert cholesky in block.lowered.control
-    del index
 
 
 def test_a_write_follows_the_reads_before_it_and_precedes_those_after_it():
@@ -105,12 +99,7 @@ def test_a_write_follows_the_reads_before_it_and_precedes_those_after_it():
         return first, second, variable.read_value()
 
     block = only_block(region)
-    mine = [
-        op
-        for op in by_type(block, "ReadVariableOp")
-        if op.inputs[0] is not by_type(block, "ReadVariableOp")[1].inputs[0]
-    ]
-    first, second, third = mine
+    first, untouched, second, third = by_type(block, "ReadVariableOp")
     write, subtract = [operation for operation in operations(block) if operation.type in WRITES]
     assert first in before(write)
     assert write in before(second)
@@ -118,19 +107,20 @@ def test_a_write_follows_the_reads_before_it_and_precedes_those_after_it():
     assert write in before(subtract)
     assert subtract in before(third)
     assert write not in before(first)
-    assert by_type(block, "ReadVariableOp")[1] not in {second, third}
+    assert subtract not in before(untouched)
 
 
 def test_every_write_runs_without_any_output():
-    variable = tf.Variable(X)
+    variable, one = tf.Variable(tf.zeros([4, 4])), tf.ones([4, 4])
 
     def region():
-        variable.assign_add(X)
-        variable.assign_add(X)
+        variable.assign_add(one)
+        variable.assign_add(one)
 
     block = only_block(region)
-    function_of(block, frozenset())(feeds_of(run_of(block, [X])))
-    np.testing.assert_array_equal(variable, 3 * X + 2 * X)  # twice while it was recorded
+    assert variable.numpy().max() == 2  # it was recorded
+    assert function_of(block, frozenset())(feeds_of(run_of(block, [one]))) == []
+    np.testing.assert_array_equal(variable, 4 * one)
 
 
 def failing_block():
@@ -157,9 +147,6 @@ def test_a_failed_block_changed_nothing(single_threaded, monkeypatch):
         )
     outputs = frozenset(flat for flat in range(block.flat) if block.owners[flat][0].kind is Kind.PURE)
     function = function_of(block, outputs)
-    feeds = {
-        spec.shape: tensor for spec, tensor in zip(block.params, [X, tf.constant([0, 99])], strict=False)
-    }
     good = [tf.constant([3, 3]) if spec.dtype == 3 else X for spec in block.params]
     bad = [tf.constant([0, 99]) if spec.dtype == 3 else X for spec in block.params]
     before_a, before_b = a.numpy(), b.numpy()
@@ -171,7 +158,6 @@ def test_a_failed_block_changed_nothing(single_threaded, monkeypatch):
     function(good)
     np.testing.assert_array_equal(a, before_a + X)
     np.testing.assert_array_equal(b, before_b + X)
-    assert feeds
 
 
 # -- the same numbers ------------------------------------------------------------------------------------------------
@@ -251,11 +237,9 @@ def test_a_whole_training_step():
         return loss
 
     block = only_block(region, (tf.identity(X),), (tf.identity(X),))
-    scalars = [spec for spec in block.params if spec.shape == ()]
     feeds = [tf.constant(0.5) if spec.shape == () else X for spec in block.params]
     pairs, eager, compiled = both(block, feeds, (weights, bias))
     assert len(pairs) > 10
-    assert scalars is not None
     assert all(same_bits(one, other) for one, other in pairs)
     assert all(np.array_equal(one, other) for one, other in zip(eager, compiled, strict=True))
 
