@@ -740,6 +740,16 @@ def test_code_that_does_not_verify_is_left_alone(monkeypatch: pytest.MonkeyPatch
     assert [reason for _, reason in table.skipped] == ["ListingError: jumps or handlers changed"]
 
 
+def test_instrumenting_twice_changes_nothing() -> None:
+    table = AnchorTable()
+    code = instrument(
+        compiled("def f():\n    for x in '12': pass\ntry:\n    f()\nexcept OSError: pass"), table
+    )
+    count = len(table)
+    assert instrument(code, table) is code
+    assert len(table) == count
+
+
 def test_long_code_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anchors, "_MAX_UNITS", 5)
     table = AnchorTable()

@@ -116,7 +116,8 @@ class AnchorTable:
 def instrument(code: types.CodeType, table: AnchorTable) -> types.CodeType:
     """Return `code`, and all code nested in it, with probes and barriers.
 
-    Nothing is raised for code that cannot be handled: it is returned as it is and noted in `table.skipped`.
+    Code that has them already is returned as it is. So is, and nothing is raised for it, code that cannot be
+    handled; `table.skipped` tells.
     """
     constants = tuple(
         instrument(constant, table) if isinstance(constant, types.CodeType) else constant
@@ -124,7 +125,7 @@ def instrument(code: types.CodeType, table: AnchorTable) -> types.CodeType:
     )
     if any(new is not old for new, old in zip(constants, code.co_consts, strict=True)):
         code = code.replace(co_consts=constants)
-    if code.co_name in _COMPREHENSIONS:
+    if code.co_name in _COMPREHENSIONS or PROBE in code.co_names or BARRIER in code.co_names:
         return code
     where = f"{code.co_filename}:{code.co_firstlineno} {code.co_qualname}"
     if len(code.co_code) > 2 * _MAX_UNITS:

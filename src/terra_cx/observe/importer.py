@@ -1,8 +1,14 @@
 """Which code is the user's, and the import hook that gives it anchor probes.
 
-User code is the script and every module outside site-packages, the standard library and this package. The hook wraps
-the source loader of such modules and instruments what the loader compiled, in memory only: byte code caches are read
-and written without probes.
+User code is the launched program and every module outside the standard library, site-packages, dist-packages
+and this package.
+
+The hook asks the finders behind it for a module's spec. If the module is the user's, the loader that they
+made gets a `get_code` of its own (an attribute of that one loader, not of its class) which instruments what
+the class's `get_code` returns. The loader runs the module as always: byte code caches are read and written as
+always, without probes; `__loader__`, `__spec__`, `inspect.getsource`, `importlib.reload`, `runpy` and zip
+files work as always. A hook that replaced `exec_module` would bypass the loaders of other import hooks, which
+do their work there.
 """
 
 from __future__ import annotations
@@ -20,54 +26,58 @@ from terra_cx.observe.anchors import AnchorTable, instrument
 
 __all__ = ["UserCode"]
 
-_IMPORTLIB = "<frozen importlib._bootstrap_external>"
-"""The file name whose frames python leaves out of the traceback of a failed import."""
-_call: Callable[..., Any] = importlib._bootstrap._call_with_frames_removed  # type: ignore[attr-defined]
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def _library_folders() -> tuple[str, ...]:
+def _libraries() -> tuple[str, ...]:
+    """Where libraries are: folders (ending in a separator) and the archive of a zipped standard library."""
     names = ("stdlib", "platstdlib", "purelib", "platlib")
-    paths = {os.path.realpath(path) for name in names if (path := sysconfig.get_path(name))}
-    paths |= {sysconfig.get_path(name) for name in names if sysconfig.get_path(name)}
-    return tuple(path + os.sep for path in paths)
+    folders = [path for name in names if (path := sysconfig.get_path(name))]
+    version = f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    folders += [os.path.join(prefix, sys.platlibdir, version) for prefix in {sys.prefix, sys.base_prefix}]
+    folders += [_OURS]
+    return tuple({form + os.sep for path in folders for form in (path, os.path.realpath(path))})
 
 
 class UserCode:
     """Tells user code from libraries.
 
     Args:
-        extra_library_prefixes: further folders whose code counts as library code.
+        extra_library_prefixes: further paths; what begins with one counts as library code.
     """
 
     def __init__(self, extra_library_prefixes: Sequence[str] = ()) -> None:
-        self._libraries = (*_library_folders(), _HERE + os.sep, *extra_library_prefixes)
+        self._libraries = (*_libraries(), *extra_library_prefixes)
         self._known: dict[str, bool] = {}
+        # By id, because comparing code objects takes microseconds; the objects are kept, so that ids stay
+        # theirs.
+        self._codes: dict[int, CodeType] = {}
         self._finder: _Finder | None = None
-        self._codes: set[CodeType] = set()
         self.failures: list[tuple[str, str]] = []
+        """What could not be marked: module or file, and why. It runs plainly."""
         self.after_import: dict[str, Callable[[ModuleType], None]] = {}
         """Called with a module of that name right after it has been executed."""
 
+    # -- whose code ------------------------------------------------------------------------------------------
     def add(self, filename: str) -> None:
-        """Count ``filename`` as user code, whatever it is called (the launched program, ``<string>``)."""
+        """Count `filename` as user code, whatever it is called (the launched program, `<string>`)."""
         self._known[filename] = True
 
     def add_code(self, code: CodeType) -> None:
-        """Count ``code`` and all code in it as the user's.
+        """Count `code` and all code in it as the user's.
 
-        For a program without a file: ``<string>`` is also the name under which the standard library compiles the
-        methods of named tuples and dataclasses.
+        For a program without a file: `<string>` is also the name under which the standard library compiles
+        the methods of named tuples and dataclasses.
         """
-        self._codes.add(code)
+        self._codes[id(code)] = code
         for constant in code.co_consts:
             if isinstance(constant, CodeType):
                 self.add_code(constant)
 
     def owns(self, code: CodeType) -> bool:
-        """Whether ``code`` is the user's."""
+        """Whether `code` is the user's."""
         if code.co_filename.startswith("<"):
-            return code in self._codes
+            return id(code) in self._codes
         return self.is_user(code.co_filename)
 
     def is_user(self, filename: str) -> bool:
@@ -81,84 +91,101 @@ class UserCode:
         if filename.startswith("<"):
             return False
         path = os.path.abspath(filename)
-        if any(part in ("site-packages", "dist-packages") for part in path.split(os.sep)):
+        if not {"site-packages", "dist-packages"}.isdisjoint(path.split(os.sep)):
             return False
-        if f"{os.sep}python3" in path and ".zip" in path:
-            return False  # a zipped standard library
-        return not (path.startswith(self._libraries) or os.path.realpath(path).startswith(self._libraries))
+        return not path.startswith(self._libraries) and not os.path.realpath(path).startswith(self._libraries)
 
+    # -- the import hook -------------------------------------------------------------------------------------
     def install(self, table: AnchorTable) -> None:
-        """Put the import hook in place."""
+        """Put the import hook in place. User modules imported from now on have probes."""
         if self._finder is None:
             self._finder = _Finder(self, table)
             sys.meta_path.insert(0, self._finder)
 
     def remove(self) -> None:
         """Take the import hook away; modules imported so far keep their probes."""
-        if self._finder is not None and self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
-        self._finder = None
+        if self._finder is not None:
+            self._finder.active = False
+            if self._finder in sys.meta_path:
+                sys.meta_path.remove(self._finder)
+            self._finder = None
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Asks the finders behind it and wraps the loader of user modules."""
+    """Finds nothing itself; marks the loaders that the finders behind it make."""
 
     def __init__(self, user: UserCode, table: AnchorTable) -> None:
         self._user = user
         self._table = table
-
-    @staticmethod
-    def _tell(loader: Any, hook: Callable[[ModuleType], None]) -> None:
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            hook(module)
-
-        exec_module.__code__ = exec_module.__code__.replace(co_filename=_IMPORTLIB)
-        loader.exec_module = exec_module
+        self.active = True
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
-        """The spec that the others find, its loader instrumenting if the module is the user's."""
-        for finder in sys.meta_path:
-            if finder is self:
-                continue
+        """The spec that the others find, its loader marked if the module is the user's."""
+        finders = list(sys.meta_path)
+        behind = finders[finders.index(self) + 1 :] if self in finders else []
+        for finder in behind:
+            # A finder of the old protocol, without find_spec, is asked by the import system after this one.
             find = getattr(finder, "find_spec", None)
             spec = find(name, path, target) if find is not None else None
             if spec is not None:
-                self._wrap(spec)
+                self._mark(spec)
                 return spec
         return None
 
-    def _wrap(self, spec: Any) -> None:
-        if spec.name in self._user.after_import and spec.loader is not None:
-            self._tell(spec.loader, self._user.after_import[spec.name])
-        loader, origin = spec.loader, spec.origin
-        if (
-            loader is None
-            or not spec.has_location
-            or not hasattr(loader, "get_code")
-            or not self._user.is_user(origin)
-        ):
-            return
-        if isinstance(loader, importlib.machinery.ExtensionFileLoader):
-            return
-        user, table = self._user, self._table
-
-        def exec_module(module: ModuleType) -> None:
-            code: CodeType | None = loader.get_code(module.__name__)
-            if code is None:
-                raise ImportError(f"cannot load module {module.__name__!r} when get_code() returns None")
-            try:
-                code = instrument(code, table)
-            except Exception as error:  # noqa: BLE001  # the module runs without probes
-                user.failures.append((origin, f"{type(error).__name__}: {error}"))
-            # As importlib runs it, so that python takes the importing frames out of tracebacks as it does without us.
-            _call(exec, code, module.__dict__)
-
-        exec_module.__code__ = exec_module.__code__.replace(co_filename=_IMPORTLIB)
-        # The instance's attribute hides the class's method: the loader stays what it is for everybody who looks at it.
+    def _mark(self, spec: importlib.machinery.ModuleSpec) -> None:
+        loader: Any = spec.loader
+        hook = self._user.after_import.get(spec.name)
         try:
-            loader.exec_module = exec_module
+            if hook is not None and loader is not None:
+                loader.exec_module = _telling(loader.exec_module, hook)
+            if not spec.has_location or not spec.origin or not self._user.is_user(spec.origin):
+                return
+            # A loader may serve many modules (that of a zip file): it is marked once.
+            get_code = getattr(loader, "get_code", None)
+            if get_code is not None and getattr(get_code, "finder", None) is not self:
+                loader.get_code = self._instrumenting(get_code)
         except AttributeError as error:
-            user.failures.append((origin, f"its loader takes no attributes: {error}"))
+            self._user.failures.append((spec.name, f"its loader takes no attributes: {error}"))
+
+    def _instrumenting(self, get_code: Callable[[str], CodeType | None]) -> Callable[[str], CodeType | None]:
+        def get_instrumented_code(name: str) -> CodeType | None:
+            try:
+                code = get_code(name)
+            except BaseException as error:
+                _leave_out(error)
+                raise
+            return self._instrument(name, code) if code is not None and self.active else code
+
+        get_instrumented_code.finder = self  # type: ignore[attr-defined]
+        return get_instrumented_code
+
+    def _instrument(self, name: str, code: CodeType) -> CodeType:
+        try:
+            return instrument(code, self._table)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the module runs without probes
+            self._user.failures.append((name, f"{type(error).__name__}: {error}"))
+            return code
+
+
+def _telling(
+    exec_module: Callable[[ModuleType], None], hook: Callable[[ModuleType], None]
+) -> Callable[[ModuleType], None]:
+    def exec_module_and_tell(module: ModuleType) -> None:
+        try:
+            exec_module(module)
+        except BaseException as error:
+            _leave_out(error)
+            raise
+        hook(module)
+
+    return exec_module_and_tell
+
+
+def _leave_out(error: BaseException) -> None:
+    """Take the frame that has just caught an exception, and raises it again, out of the traceback.
+
+    Python does not put it back: raising again adds no entry. With a frame of ours between the import system's
+    own, it would not recognise them, and the user would see them all.
+    """
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
