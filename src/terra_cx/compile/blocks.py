@@ -75,6 +75,8 @@ class Step:
     """The attributes in hashable form."""
     plain: bool = True
     """Whether ``==`` on the attributes is exact (no floats, no arrays)."""
+    lists: tuple[int, ...] = ()
+    """Which attributes are lists: an array equals a list of one element, and is none."""
     values: tuple[Any, ...] = ()
     """For KNOWN: the recorded results."""
     results: tuple[Any, ...] = ()
@@ -273,6 +275,9 @@ class _Builder:
             )
         )
         block.steps[-1].frozen = freeze(call.attrs)
+        block.steps[-1].lists = tuple(
+            i for i, value in enumerate(call.attrs) if isinstance(value, (list, tuple))
+        )
         block.steps[-1].plain = all(_is_plain(value) for value in call.attrs[1::2])
         block.positions += node.width
 

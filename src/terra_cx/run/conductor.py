@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from terra_cx.config import Options
 from terra_cx.run.anchor import ActiveAnchor, Stage
-from terra_cx.run.fallback import prefix, recover
+from terra_cx.run.fallback import prefix, rebuild, recover
 from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.skeleton import Diverge, Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
@@ -140,7 +140,8 @@ class Conductor:
                 run_ahead=self.options.run_ahead,
                 sync_errors=self.options.sync_errors,
             )
-            self._skeletons[id(anchor)] = found
+            made = self._skeletons[id(anchor)] = found
+            found.rebuild = lambda: rebuild(made)
         return found
 
     def _record(self) -> Recorder:
@@ -209,6 +210,7 @@ class Conductor:
         """
         for skeleton in self._skeletons.values():
             skeleton.drain()
+            rebuild(skeleton)
 
     def _stop_recording(self) -> None:
         self.observer.stop()

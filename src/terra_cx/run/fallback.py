@@ -34,7 +34,7 @@ from terra_cx.tf.slots import Slot
 from terra_cx.trace.recorder import Recorder
 from terra_cx.trace.records import Call, Captured, Known, Local, Ref, Resource, TapeEvent
 
-__all__ = ["prefix", "recover"]
+__all__ = ["prefix", "rebuild", "recover"]
 
 
 def recover(skeleton: Skeleton) -> None:
@@ -47,7 +47,8 @@ def recover(skeleton: Skeleton) -> None:
     run = skeleton.run
     if run is not None and run.pos == 0:
         run = skeleton.run = None
-    logs = [log for log in skeleton.kept if log.askable()]
+    rebuild(skeleton)
+    logs = []
     if skeleton.log.tapes and skeleton.log.askable():
         logs.append(skeleton.log)
     for log in logs:
@@ -58,11 +59,17 @@ def recover(skeleton: Skeleton) -> None:
         skeleton.log.position = run.position
         skeleton.previous = skeleton.here()
         skeleton.run = skeleton.step = None
-    for log in skeleton.kept:
-        for other in log.runs:
-            other.keep = False
-            other.region_over()
-    skeleton.kept = []
+
+
+def rebuild(skeleton: Skeleton) -> None:
+    """Make the tapes of past regions that can still be asked native; everything handed over must be done."""
+    kept, skeleton.kept = skeleton.kept, []
+    for log in kept:
+        if log.askable():
+            _Replay(log, skeleton).go()
+        for run in log.runs:
+            run.keep = False
+            run.region_over()
 
 
 def _run_pending(run: BlockRun, skeleton: Skeleton) -> None:

@@ -14,6 +14,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -42,6 +43,7 @@ from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.signature import signature_of
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
+from terra_cx.tf.datasets import Independence
 from terra_cx.tf.native import REAL, EagerTensor, FallbackException, IndexedSlices
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
@@ -55,10 +57,28 @@ _RAW = (int, float, bool, complex, str, bytes, np.ndarray, np.generic, type(None
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 """What a mistake of ours looks like; TensorFlow's own refusals have other types."""
 _RESOURCE = 20
+_SEQUENCES = (list, tuple)
 _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 _getrefcount = sys.getrefcount
+
+
+_KEPT = 8
+"""Logs of past regions that are kept for tapes nobody has asked yet; beyond that the tapes are made native."""
+_PATIENCE = 20
+"""Milliseconds that another thread waits for the owner thread to reach the boundary."""
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_WORKING = tuple(os.path.join(_PACKAGE, folder) + os.sep for folder in ("run", "tf", "trace", "compile"))
+
+
+def _in_our_code(frame: Any) -> bool:
+    """Whether a thread is inside a function that works on regions (not merely started by the launcher)."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_WORKING):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _alive(slots: list[Slot | None]) -> list[int]:
@@ -121,6 +141,9 @@ class Skeleton:
         self.lazy = lazy
         self.run_ahead = run_ahead
         self.sync_errors = sync_errors
+        self.independent = Independence()
+        self.rebuild: Callable[[], None] = lambda: None
+        """Makes the tapes of kept logs native (`run.fallback.rebuild`), which frees the logs."""
         self.owner = get_ident()
         self.log = RegionLog(0)
         self.kept: list[RegionLog] = []
@@ -180,7 +203,10 @@ class Skeleton:
                 for run in log.runs:
                     run.keep = False
                     run.region_over()
-        self.kept = [log for log in (*self.kept, self.log) if log.tapes and log.askable()][-8:]
+        self.kept = [log for log in (*self.kept, self.log) if log.tapes and log.askable()]
+        if len(self.kept) > _KEPT:
+            self.drain()
+            self.rebuild()
 
     def forget(self) -> None:
         """The region diverged and is over: its tapes are native now, nothing of its log is needed."""
@@ -296,6 +322,8 @@ class Skeleton:
         run = slot.run
         if not isinstance(run, BlockRun):
             return
+        if run.state is State.OPEN and get_ident() != self.owner:
+            self.await_owner(run)
         if run.state is State.OPEN:
             if run is self.run:
                 if not run.complete:
@@ -312,6 +340,19 @@ class Skeleton:
         if slot.value is None and get_ident() == self.owner and self.runner.failed is not None:
             self.drain()
 
+    def await_owner(self, run: BlockRun) -> None:
+        """Another thread reads a value of the open run: give the owner thread time to hand it over by itself.
+
+        The owner may be waiting for this very thread (``join``); then it is in no function of ours, and handing the run
+        over from here disturbs nothing.
+        """
+        for _ in range(_PATIENCE):
+            if run.state is not State.OPEN:
+                return
+            time.sleep(0.001)
+        while run.state is State.OPEN and _in_our_code(sys._current_frames().get(self.owner)):
+            time.sleep(0.001)
+
     # -- ops -------------------------------------------------------------------------------------------------
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
@@ -322,7 +363,12 @@ class Skeleton:
             self.busy = True
             try:
                 run = self.run
-                if step.plain and args[step.width :] == step.attrs:
+                attrs = args[step.width :]
+                if (
+                    step.plain
+                    and (not step.lists or all(type(attrs[i]) in _SEQUENCES for i in step.lists))
+                    and attrs == step.attrs
+                ):
                     for check, arg in zip(step.checks, args, strict=False):
                         if not self.admits(run, check, arg):
                             break
@@ -543,6 +589,8 @@ class Skeleton:
         if kind is Kind.OWNER:
             return self.on_owner(run, step, args, name)
         if kind is Kind.SOURCE:
+            if not self.independent.of((args if step.form == "F" else args[0])[0]):
+                return self.on_owner(run, step, args, name)
             result = self.natively(step, args, name)
             slots.extend([None] * len(step.specs))
             self.advance(run)
@@ -648,6 +696,8 @@ class Skeleton:
         """An op with outside effects: drain, then run it here, in order."""
         run.slots.extend([None] * len(step.specs))
         self.advance(run)
+        if self.run is run and not run.complete:
+            self.graph.cut(step.node, "owner")
         self.dispatch()
         self.busy = False
         self.drain()
