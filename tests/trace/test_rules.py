@@ -78,7 +78,6 @@ def test_nan_is_itself_and_never_another_nan_by_mistake():
     assert not same_const(1.0, NAN)
 
 
-@pytest.mark.xfail(reason="complex constants are compared by ==, which does not see the sign of a zero")
 def test_the_signs_of_a_complex_zero_count():
     assert not same_const(complex(0.0, 0.0), complex(0.0, -0.0))
     assert not same_const(complex(-0.0, 1.0), complex(0.0, 1.0))
