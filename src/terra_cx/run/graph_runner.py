@@ -112,7 +112,8 @@ class GraphRunner:
             self._compute(run)
         except OpFailed as failure:
             self.failed = run
-            run.pos = run.block.steps.index(failure.step)  # what follows has not happened
+            # What follows has not happened.
+            run.pos = next(index for index, step in enumerate(run.block.steps) if step is failure.step)
             run.fail(annotate(failure.error, failure.step))
             return
         except BaseException as error:  # noqa: BLE001  # reaches the owner thread

@@ -142,6 +142,8 @@ class Skeleton:
         self.run_ahead = run_ahead
         self.sync_errors = sync_errors
         self.independent = Independence()
+        self.scoped = native.only_device() is None
+        """Whether a device scope means anything, because there is a choice."""
         self.rebuild: Callable[[], None] = lambda: None
         """Makes the tapes of kept logs native (`run.fallback.rebuild`), which frees the logs."""
         self.owner = get_ident()
@@ -150,6 +152,7 @@ class Skeleton:
         self.run: BlockRun | None = None
         self.step: Step | None = None
         self.previous: Node = graph.root
+        self.nowhere = Node(-2, graph.root.call)
         self.busy = False
         self.active = False
         self.waited = 0.0
@@ -238,6 +241,8 @@ class Skeleton:
             self.run = self.step = None
             # What never ran is not part of the region, and must not be repeated should a tape be rebuilt.
             self.log.runs = [other for other in self.log.runs if other.state is not State.DROPPED]
+            # If the program catches the error, the rest of the region is nothing that the graph knows.
+            self.previous = self.nowhere
             raise error
 
     # -- dispatch --------------------------------------------------------------------------------------------
@@ -358,6 +363,10 @@ class Skeleton:
         """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
         if self.busy or get_ident() != self.owner:
             return self.foreign(lambda a: _fast(ctx, op, name, *a), args)
+        if self.scoped and native.context().device_name:
+            return self.diverged(Diverge("device-scope", f"{op} is placed by a device scope")).fast(
+                ctx, op, name, *resolve_all(args)
+            )
         step = self.step
         if step is not None and step.op == op and step.form == "F" and step.kind is not Kind.DRAW:
             self.busy = True
@@ -405,6 +414,10 @@ class Skeleton:
         if self.busy or get_ident() != self.owner:
             return self.foreign(lambda a: _execute(handle, device, op, a[0], attrs, outputs), (list(inputs),))
         text = op.decode() if isinstance(op, bytes) else op
+        if self.scoped and native.context().device_name:
+            return self.diverged(Diverge("device-scope", f"{text} is placed by a device scope")).execute(
+                handle, device, op, resolve_all(list(inputs)), attrs, outputs
+            )
         inputs = list(inputs)
         found = self.validated(text, "E", (inputs, tuple(attrs) if attrs else (), outputs), None)
         if isinstance(found, Diverge):

@@ -257,6 +257,8 @@ class Recorder:
             self.on_overrun()
             return
         call.site = self._locate(sys._getframe(2))
+        if native.only_device() is None and native.context().device_name:
+            self.refuse("device-scope", f"{op} was placed by a device scope", call.site)
         gap = start - self._last
         if gap > 0.0 and self.trace.calls:
             self.trace.gaps[self.position - 1] = gap
