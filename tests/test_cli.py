@@ -117,7 +117,7 @@ def test_help_names_every_option():
 
 @pytest.mark.parametrize(
     "words",
-    [["--xyzzy", "s.py"], [], ["--mode", "fast", "s.py"], ["--warmup", "1", "s.py"], ["missing.py"], ["-"]],
+    [["--xyzzy", "s.py"], [], ["--mode", "fast", "s.py"], ["--warmup", "0", "s.py"], ["missing.py"], ["-"]],
 )
 def test_usage_errors_are_one_line(words, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

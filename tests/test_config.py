@@ -122,7 +122,7 @@ def test_unreadable_pyproject(tmp_path):
     [
         ("TERRA_RUN_AHEAD", "0", "TERRA_RUN_AHEAD must be a whole number of at least 1, not '0'"),
         ("TERRA_RUN_AHEAD", "1.5", "TERRA_RUN_AHEAD must be a whole number of at least 1, not '1.5'"),
-        ("TERRA_WARMUP", "1", "TERRA_WARMUP must be a whole number of at least 2, not '1'"),
+        ("TERRA_WARMUP", "0", "TERRA_WARMUP must be a whole number of at least 1, not '0'"),
         ("TERRA_WATCHDOG", "soon", "TERRA_WATCHDOG must be a number of seconds above 0, not 'soon'"),
         ("TERRA_WATCHDOG", "-1", "TERRA_WATCHDOG must be a number of seconds above 0, not '-1'"),
         ("TERRA_MODE", "fast", "TERRA_MODE must be one of eager, trace, lazy, co, not 'fast'"),

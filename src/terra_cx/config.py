@@ -90,7 +90,7 @@ class Options:
     quiet: bool = False
     report: Path | None = None
     run_ahead: int = 4
-    warmup: int = 3
+    warmup: int = 1
     watchdog: float = 60.0
     sync_errors: bool = False
     disable: bool = False
@@ -144,7 +144,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("quiet", _flag, "no summary on stderr at the end"),
         Setting("report", _path, "write what the summary is made from to FILE, as JSON", "FILE"),
         Setting("run_ahead", _whole(1), "regions that Python may be ahead of the graph", "N"),
-        Setting("warmup", _whole(2), "traced regions that must bring nothing new before compiling", "N"),
+        Setting("warmup", _whole(1), "traced regions that must bring nothing new before compiling", "N"),
         Setting("watchdog", _seconds, "a wait this long prints what both threads are doing", "SECONDS"),
         Setting("sync_errors", _flag, "let no step start before the last one can no longer fail"),
         Setting("disable", _flag, "turn everything off"),

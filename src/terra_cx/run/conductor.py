@@ -90,7 +90,9 @@ class Conductor:
     # -- anchors -------------------------------------------------------------------------------------------------
     def activate(self, anchor_id: int, line: str, eager_times: list[float]) -> ActiveAnchor:
         """Make an anchor active; its next regions are traced."""
-        anchor = ActiveAnchor(line, TraceGraph(self.options.max_nodes), lambda: next(self._uids), needed=1)
+        anchor = ActiveAnchor(
+            line, TraceGraph(self.options.max_nodes), lambda: next(self._uids), needed=self.options.warmup
+        )
         anchor.eager_times = eager_times
         self.anchors[anchor_id] = anchor
         return anchor
