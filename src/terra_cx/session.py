@@ -31,6 +31,7 @@ from terra_cx.errors import TerraError
 from terra_cx.observe.anchors import BARRIER, PROBE, Anchor, AnchorTable, instrument
 from terra_cx.observe.importer import UserCode
 from terra_cx.observe.inplace import InPlace
+from terra_cx.observe.originals import Originals
 from terra_cx.report.record import Record, blank
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Session:
         self.table = AnchorTable()
         self.user = UserCode()
         self.inplace = InPlace(self.table, self.user)
+        self.originals = Originals(self.table, self.user)
         self.owner = threading.get_ident()
         self.internal_errors = 0
         self.conductor: Conductor | None = None
@@ -108,6 +110,7 @@ class Session:
         setattr(builtins, BARRIER, self._no_barrier)
         self.user.install(self.table)
         self.inplace.adapt()
+        self.originals.adapt()
         os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
         register = getattr(threading, "_register_atexit", None)
         if register is not None:
@@ -141,6 +144,7 @@ class Session:
         setattr(builtins, PROBE, _nothing)
         setattr(builtins, BARRIER, _nothing)
         self.inplace.restore()
+        self.originals.restore()
         self.user.remove()
         if self.conductor is not None:
             self.conductor.close()

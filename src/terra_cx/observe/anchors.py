@@ -70,6 +70,7 @@ class AnchorTable:
         # By id of the code object, which is kept here: hashing code objects themselves takes microseconds.
         self._places: dict[int, _Places] = {}
         self._extents: dict[int, list[range]] = {}
+        self._originals: dict[int, tuple[types.CodeType, types.CodeType]] = {}
 
     def __getitem__(self, anchor_id: int) -> Anchor:
         return self.anchors[anchor_id]
@@ -104,6 +105,14 @@ class AnchorTable:
         places = self._places.get(id(code))
         return places.loops if places is not None else ()
 
+    def replaced(self, new: types.CodeType, original: types.CodeType) -> None:
+        """Note what an instrumented code object was made from."""
+        self._originals[id(new)] = new, original
+
+    def original(self, code: types.CodeType) -> types.CodeType:
+        """What an instrumented code object was made from; other code as it is."""
+        return self._originals.get(id(code), (code, code))[1]
+
     def covers(self, anchor_id: int, offset: int) -> bool:
         """Whether a frame of the anchor's code that is at byte `offset` (its `f_lasti`) is in that loop.
 
@@ -119,13 +128,23 @@ def instrument(code: types.CodeType, table: AnchorTable) -> types.CodeType:
     Code that has them already is returned as it is. So is, and nothing is raised for it, code that cannot be
     handled; `table.skipped` tells.
     """
+    if PROBE in code.co_names or BARRIER in code.co_names:
+        return code
     constants = tuple(
         instrument(constant, table) if isinstance(constant, types.CodeType) else constant
         for constant in code.co_consts
     )
+    inside = code
     if any(new is not old for new, old in zip(constants, code.co_consts, strict=True)):
-        code = code.replace(co_consts=constants)
-    if code.co_name in _COMPREHENSIONS or PROBE in code.co_names or BARRIER in code.co_names:
+        inside = code.replace(co_consts=constants)
+    result = _instrument_one(inside, table)
+    if result is not code:
+        table.replaced(result, code)
+    return result
+
+
+def _instrument_one(code: types.CodeType, table: AnchorTable) -> types.CodeType:
+    if code.co_name in _COMPREHENSIONS:
         return code
     where = f"{code.co_filename}:{code.co_firstlineno} {code.co_qualname}"
     if len(code.co_code) > 2 * _MAX_UNITS:

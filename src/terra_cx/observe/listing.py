@@ -152,9 +152,9 @@ class Listing:
     def handler(self, index: int) -> Handler | None:
         """Where an exception would go that a call planted before the instruction raised.
 
-        That is the instruction's handler, if it has one. The compiler leaves some out that cannot raise: a `NOP`
-        that marks the begin or the end of a protected range, and from 3.12 on the pair of jumps into which it
-        splits a conditional backward jump.
+        That is the instruction's handler, if it has one. The compiler leaves some out that cannot raise: a
+        `NOP` that marks the begin or the end of a protected range, and from 3.12 on the pair of jumps into
+        which it splits a conditional backward jump.
         """
         op = self.ops[index]
         if op.handler is not None or index == 0:
