@@ -309,6 +309,28 @@ PROGRAMS = {
         for batch in range(30):  # here
             train_step()
     """),
+    "functions that call each other": (10, """
+        def down(depth):
+            if depth:
+                up(depth)
+            train_step()
+        def up(depth):
+            down(depth - 1)
+            gradient()
+        for batch in range(30):  # here
+            down(3)
+    """),
+    "recursion called by a library": (20, """
+        def step(item):
+            for depth in range(1):
+                if item % 2:
+                    step(item + 1)
+            train_step()
+        def main():  # here
+            op(1)
+            step(1)
+        library_fit(lambda item: main(), 50)
+    """),
     "a first phase with another loop": (3, """
         for batch in range(30):  # here
             train_step()

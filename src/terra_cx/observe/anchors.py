@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from terra_cx.observe.listing import Handler, Listing, ListingError, Plant
+from terra_cx.observe.listing import Handler, Listing, Plant
 from terra_cx.observe.loops import Loop, enclosing, find_loops
 
 PROBE = "__terra_probe__"
@@ -152,7 +152,7 @@ def _instrument_one(code: types.CodeType, table: AnchorTable) -> types.CodeType:
         return code
     try:
         return _Instrumented(code, table).result
-    except (ListingError, ValueError, KeyError, IndexError, AssertionError) as error:
+    except Exception as error:  # noqa: BLE001
         # Not only ListingError: a bytecode sequence nobody thought of may upset the parser anywhere, and the
         # user's program must run all the same.
         table.skipped.append((where, f"{type(error).__name__}: {error}"))
@@ -226,7 +226,9 @@ def _is_function(code: types.CodeType) -> bool:
 def _plan_barriers(listing: Listing, plants: dict[int, list[Plant]]) -> None:
     """Add a barrier for every way, not by an exception, out of a `try` body with `except` clauses."""
     ops = listing.ops
-    bodies = [_bodies_around(listing, listing.handler(index)) for index in range(len(ops))]
+    handlers = [listing.handler(index) for index in range(len(ops))]
+    around = {handler: _bodies_around(listing, handler) for handler in set(handlers)}
+    bodies = [around[handler] for handler in handlers]
     arrivals: dict[int, list[int]] = {}
     for index, op in enumerate(ops):
         if not bodies[index]:

@@ -1,10 +1,8 @@
-"""Anchor probes for functions that exist already, by exchanging their code objects; undone by
-`InPlace.restore`.
+"""Anchor probes for functions that exist already, by exchanging their code objects; undone by `InPlace.restore`.
 
-Two uses: the Python interface, which is entered after the user's functions were defined, and the named
-adapters, which mark the one place in a library where a step begins (Keras's ``train_step``, so that
-``fit(run_eagerly=True)`` has an anchor although no user loop and no user function is involved). Calls that
-are running keep their old code.
+Two uses: the Python interface, which is entered after the user's functions were defined, and the named adapters, which
+mark the one place in a library where a step begins (Keras's ``train_step``, so that ``fit(run_eagerly=True)`` has an
+anchor although no user loop and no user function is involved). Calls that are running keep their old code.
 """
 
 from __future__ import annotations

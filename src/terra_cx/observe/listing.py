@@ -123,7 +123,8 @@ class Listing:
         self.code = code
         self._concrete = ConcreteBytecode.from_code(code)
         self.ops: list[Op] = []
-        self._jumps_to: dict[int, list[int]] = {}
+        self.jumps_to: dict[int, list[int]] = {}
+        """The jumps to an instruction."""
         self._parse()
 
     def _parse(self) -> None:
@@ -142,7 +143,7 @@ class Listing:
             target = self.ops[index].instr.get_jump_target(start)
             if target is not None:
                 self.ops[index].target = starts[target]
-                self._jumps_to.setdefault(starts[target], []).append(index)
+                self.jumps_to.setdefault(starts[target], []).append(index)
         for entry in self._concrete.exception_table:
             handler = Handler(starts[entry.target], entry.stack_depth, entry.push_lasti)
             for start in range(entry.start_offset, entry.stop_offset + 1):
@@ -164,9 +165,7 @@ class Listing:
             following = self.handler(index + 1)
             if following is None:
                 return None
-            sources = (
-                self._jumps_to.get(index, []) if before.final else [index - 1, *self._jumps_to.get(index, [])]
-            )
+            sources = [*self.jumps_to.get(index, []), *([] if before.final else [index - 1])]
             inner = [handler for source in sources if (handler := self.ops[source].handler) is not None]
             ends = any(self.around(handler) == following for handler in inner)
             return following if ends else self.around(following)

@@ -31,8 +31,7 @@ class Loop:
 
     line: int
     sites: list[int]
-    """Instructions before which an iteration begins: every attempt at an iteration reaches exactly one of
-    them."""
+    """Instructions before which an iteration begins: each attempt at one reaches exactly one of them."""
     back_edges: set[int]
     """Jumping instructions that end an iteration."""
     members: set[int] = field(default_factory=set)
@@ -77,7 +76,6 @@ class _Flow:
         self.ops = listing.ops
         self.after: list[list[int]] = []
         self.before: list[list[int]] = [[] for _ in self.ops]
-        self.jumps_to: dict[int, list[int]] = {}
         for index, op in enumerate(self.ops):
             after = list(listing.successors(index))
             if op.handler is not None:
@@ -85,8 +83,6 @@ class _Flow:
             self.after.append(after)
             for successor in after:
                 self.before[successor].append(index)
-            if op.target is not None:
-                self.jumps_to.setdefault(op.target, []).append(index)
 
     def is_back_edge(self, source: int) -> bool:
         """Whether the jump ends an iteration: a backward jump to something that every way to the jump passes.
@@ -126,7 +122,7 @@ def _iterations(flow: _Flow) -> list[Loop]:
     for index, op in enumerate(flow.ops):
         if op.name not in _ITERATORS:
             continue
-        back_edges = {source for source in flow.jumps_to.get(index, ()) if source > index}
+        back_edges = {source for source in flow.listing.jumps_to.get(index, ()) if source > index}
         end = op.target if op.target is not None else max(back_edges, default=index) + 1
         if index < comprehension_end:
             continue
@@ -176,10 +172,8 @@ def _whiles(flow: _Flow) -> list[Loop]:
 def _while_loop(flow: _Flow, loop: _While) -> Loop:
     line = flow.ops[loop.jumps[-1]].location.lineno or 0
     sites = [loop.first.start, loop.second.start] if loop.settled else [loop.body]
-    members = (
-        flow.natural(loop.body, loop.jumps) | set(loop.first) | set(range(loop.body, max(loop.jumps) + 1))
-    )
-    return Loop(line, sites, set(loop.jumps), members)
+    laid_out = {*loop.first, *range(loop.body, max(loop.jumps) + 1)}
+    return Loop(line, sites, set(loop.jumps), laid_out | flow.natural(loop.body, loop.jumps))
 
 
 def _copies(flow: _Flow, body: int, jumps: list[int]) -> _While:

@@ -32,8 +32,7 @@ _ROUNDS = 2
 """Complete rounds that a choice rests on."""
 
 _WRITE_ROUNDS = 8
-"""The same where nothing takes gradients. More, because programs also write variables in loops that set them
-up."""
+"""The same where nothing takes gradients. More, because variables are also written where they are set up."""
 
 _MOST_INNER = 16
 """More rounds of a loop than this within one round around it: batches of an epoch, not parts of a step."""
@@ -104,8 +103,7 @@ class _Scope:
     """Id of the loop's frame, or of the frame that calls the function; 0 for none."""
     code: CodeType | None
     repeats: bool = True
-    """Whether somebody may come back to it: not for a function that user code called, which has loops for
-    that."""
+    """Whether somebody may come back to it. User code that calls a function has loops for that."""
     partial: bool = False
     """The survey began in the middle of this round."""
     total: _Tally = field(default_factory=_Tally)
@@ -309,6 +307,7 @@ class Survey:
             return None
         found = max(pool, key=lambda anchor: self._histories[anchor].latest)
         while True:
+            pool.remove(found)  # a function that calls itself is inside itself
             latest = self._histories[found].recent[-1]
             inside = [
                 anchor
@@ -323,11 +322,14 @@ class Survey:
     def _enclosing_step(self, anchor: int, work: str) -> Choice | None:
         """From the innermost scope at work, go outwards as long as it is only a part of the step."""
         reason = f"the innermost {self._table[anchor].kind} that {work}"
+        passed: set[int] = set()
         while True:
+            passed.add(anchor)
             history = self._histories[anchor]
-            done = [outer for outer, _ in history.around if self._histories[outer].rounds]
+            around = [(outer, repeats) for outer, repeats in history.around if outer not in passed]
+            done = [outer for outer, _ in around if self._histories[outer].rounds]
             if not done:
-                waiting = [outer for outer, repeats in history.around if repeats]
+                waiting = [outer for outer, repeats in around if repeats]
                 if not waiting or self._histories[waiting[0]].most_inner[anchor] > _MOST_INNER:
                     return Choice(anchor, reason)
                 return None
