@@ -250,9 +250,14 @@ def test_a_constant_that_changes_becomes_a_feed_of_the_recorded_dtype():
     assert rule.widen(Rule(Need.CONST, value=0.25, dtype=1))
     assert (rule.need, rule.dtype) == (Need.FEED, 1)
     assert not rule.widen(Rule(Need.CONST, value=NAN, dtype=1))
-    late = Rule(Need.CONST, value=1, dtype=None)
-    assert late.widen(Rule(Need.CONST, value=2, dtype=3))
-    assert late.dtype == 3
+    assert rule.raw is float
+
+
+def test_constants_that_are_no_one_feed_stay_as_they_are():
+    for other in (Rule(Need.CONST, value=2, dtype=3), Rule(Need.CONST, value=2.0, dtype=None)):
+        rule = Rule(Need.CONST, value=1.0, dtype=1)
+        assert not rule.widen(other)
+        assert (rule.need, rule.value) == (Need.CONST, 1.0)
 
 
 def test_a_guarded_value_that_changes_falls_back_to_where_it_came_from():

@@ -28,7 +28,7 @@ MAX_BLOCK = 3000
 LOCAL, PARAM, KNOWN, CONST, RESOURCE, FEED, LIST = range(7)
 Check = tuple[Any, ...]
 """(LOCAL, flat output) | (PARAM, number, first use, dtype, shape, raw type) | (KNOWN, tensor, raw) | (CONST, value) |
-(RESOURCE, tensor) | (FEED, number, dtype) | (LIST, (checks...))"""
+(RESOURCE, tensor) | (FEED, number, dtype, raw type) | (LIST, (checks...))"""
 
 
 @dataclass(slots=True)
@@ -184,8 +184,10 @@ class _Builder:
         elif need is Need.CAPTURED:
             return ("k", rule.value), (KNOWN, rule.value)
         else:
-            number, _ = self.param(("own", use), Spec(rule.dtype or 0, None), rule)
-            return ("p", number), (FEED, number, rule.dtype)
+            assert rule.dtype is not None
+            shape = () if rule.raw in (int, float, bool, complex) else None
+            number, _ = self.param(("own", use), Spec(rule.dtype, shape), rule)
+            return ("p", number), (FEED, number, rule.dtype, rule.raw)
         assert spec is not None
         number, first = self.param(key, spec, rule)
         raw = rule.raw if isinstance(rule.raw, type) or rule.raw is None else type(rule.raw)

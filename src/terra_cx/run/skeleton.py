@@ -537,13 +537,9 @@ class Skeleton:
         if code == RESOURCE:
             return arg is check[1] or (type(arg) is Placeholder and arg._slot.value is check[1])
         if code == FEED:
-            if (
-                type(arg) is Placeholder
-                or type(arg) is EagerTensor
-                or not isinstance(arg, (*_RAW, list, tuple))
-            ):
+            tensor = _as_fed(arg, check[2]) if type(arg) is check[3] else None
+            if tensor is None or tensor._datatype_enum() != check[2]:
                 return False
-            tensor = native.as_tensor(arg, None if check[2] is None else native.dtype_of(check[2]))
             run.params[check[1]] = tensor
             return True
         return (

@@ -58,6 +58,17 @@ def pack_outputs(result: Any) -> tuple[Any, list[Any]]:
     return walk(result), flat
 
 
+def _natural(value: Any) -> int | None:
+    """The dtype that native code gives a raw argument where nothing else decides it."""
+    if not native.is_raw(value):
+        return None
+    try:
+        dtype: int = native.as_tensor(value)._datatype_enum()
+    except (TypeError, ValueError):
+        return None
+    return dtype
+
+
 def _copied(value: Any) -> Any:
     """A value that the program cannot change under our hands: what is guarded must stay what it was."""
     if isinstance(value, (list, tuple)):
@@ -213,7 +224,7 @@ class Recorder:
                 refs.append(self.ref(value))
                 specs.append(Spec(value._datatype_enum(), value._shape_tuple()))
             else:
-                refs.append(Const(_copied(value), dtype))
+                refs.append(Const(_copied(value), _natural(value) if dtype is None else dtype))
                 specs.append(None)
         pack, outputs = pack_outputs(result)
         kind = self._kind(op, refs, outputs)

@@ -102,7 +102,13 @@ class Rule:
             if self._agrees(other):
                 return False
             if self.need is Need.CONST:
-                self.need, self.dtype = Need.FEED, self.dtype if self.dtype is not None else other.dtype
+                if (
+                    self.dtype is None
+                    or self.dtype != other.dtype
+                    or type(self.value) is not type(other.value)
+                ):
+                    return False  # not one feed: the region diverges where the value differs, and says so
+                self.need, self.raw = Need.FEED, type(self.value)
                 return True
             if self.need is Need.KNOWN and self.origin is not None and other.origin is not None:
                 self._become(self.origin)
