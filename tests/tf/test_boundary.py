@@ -36,7 +36,8 @@ def test_every_name_exists_and_is_listed_once():
 
 # -- installing ------------------------------------------------------------------------------------------------------
 def test_install_and_remove():
-    before = {name: getattr(pywrap_tfe, name) for name in dir(pywrap_tfe)}
+    # An earlier session of this process leaves its hooks behind, passive: placeholders may still be about.
+    before = {name: REAL.get(name, getattr(pywrap_tfe, name)) for name in dir(pywrap_tfe)}
     reader = EagerTensorBase._numpy
     boundary = Boundary()
     boundary.install()
