@@ -51,6 +51,25 @@ def test_branch_on_python_value_and_join():
     both_ways(program, co_executed=10)
 
 
+def test_independent_branches_need_blocks_in_proportion():
+    def program(see):
+        weights = [tf.Variable(tf.random.normal([6, 6])) for _ in range(8)]
+        flips = np.random.default_rng(4)
+        x = tf.constant(batches()[0])
+        for _ in range(200):
+            h = x
+            for index in range(8):
+                h = tf.matmul(h, weights[index])
+                h = tf.tanh(h) if flips.random() < 0.5 else tf.nn.relu(h) * 0.5
+            weights[0].assign_sub(0.001 * weights[0])
+            see(tf.reduce_sum(h))
+        return weights
+
+    report = both_ways(program, co_executed=150)
+    assert report["anchors"][0]["blocks"] <= 40  # of 256 ways through the step
+    assert report["runner"]["variants"] <= 60
+
+
 def test_branch_on_tensor_value():
     def program(see):
         weights = tf.Variable(tf.random.normal([6, 6]))
