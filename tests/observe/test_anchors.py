@@ -264,14 +264,25 @@ def test_parents_and_lines() -> None:
             ["f", "barrier"],
         ),
         ("try:\n    with manager():\n        return go()\nexcept OSError:\n    pass", ["barrier"]),
+        (
+            "try:\n    if n:\n        async for x in agen(): go()\n    for x in '12': go()\nexcept OSError: pass",
+            ["barrier"],
+        ),
         ("try:\n    raise OSError\nexcept OSError:\n    visit('handled')", ["handled"]),
         ("try:\n    go()\nfinally:\n    try:\n        go()\n    except OSError:\n        pass", ["barrier"]),
     ],
 )
 def test_barrier_where_a_try_with_except_is_left(body: str, expected: list[str], visits: list[Any]) -> None:
-    namespace, _ = planted("def f():\n" + textwrap.indent(body, "    "))
-    namespace.update(go=lambda: 1, visit=visits.append, manager=lambda: threading.Lock())
-    namespace["f"]()
+    async def agen() -> Any:
+        yield 1
+
+    kind = "async " if "async" in body else ""
+    namespace, _ = planted(f"{kind}def f():\n" + textwrap.indent(body, "    "))
+    namespace.update(go=lambda: 1, visit=visits.append, manager=lambda: threading.Lock(), agen=agen, n=1)
+    if kind:
+        asyncio.run(namespace["f"]())
+    else:
+        namespace["f"]()
     assert [visit for visit in visits if not isinstance(visit, int)] == expected
 
 

@@ -155,7 +155,7 @@ class Listing:
 
         That is the instruction's handler, if it has one. The compiler leaves some out that cannot raise: a
         `NOP` that marks the begin or the end of a protected range, and from 3.12 on the pair of jumps into
-        which it splits a conditional backward jump.
+        which it splits a conditional backward jump, and a jump back from code that it has moved to the end.
         """
         op = self.ops[index]
         if op.handler is not None or index == 0:
@@ -169,8 +169,14 @@ class Listing:
             inner = [handler for source in sources if (handler := self.ops[source].handler) is not None]
             ends = any(self.around(handler) == following for handler in inner)
             return following if ends else self.around(following)
-        splits = op.name == "JUMP_BACKWARD" and before.target == index + 1 and before.location == op.location
-        return self.handler(index - 1) if splits or op.name.startswith("POP_JUMP_IF_") else None
+        if op.name.startswith("POP_JUMP_IF_"):
+            return self.handler(index - 1)
+        nearby = op.location.lineno is None or op.location == before.location
+        if not op.name.startswith("JUMP_BACKWARD") or before.final or not nearby:
+            return None
+        splits = before.target == index + 1
+        returns = op.target is not None and self.ops[op.target].handler == before.handler
+        return self.handler(index - 1) if splits or returns else None
 
     def around(self, handler: Handler) -> Handler | None:
         """The handler that covers the statement of which `handler` is part."""

@@ -16,7 +16,7 @@ serve as positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from terra_cx.observe.listing import Listing, Op
@@ -177,42 +177,35 @@ def _while_loop(flow: _Flow, loop: _While) -> Loop:
 
 
 def _copies(flow: _Flow, body: int, jumps: list[int]) -> _While:
-    """Find the two copies of a loop's test, given the start of its body and the jumps back to it."""
-    ops = flow.ops
-    start = _start(ops[body])
-    assert start is not None
-    earlier = set()
-    for index in range(body - 1, -1, -1):
-        begins, where = _start(ops[index]), ops[index].location
-        if begins is not None and begins >= start:
+    """Find the two copies of a loop's test, given the start of its body and the jumps back to it.
+
+    Backwards from where they end, the instructions of both copies have the same positions.
+    """
+    first, second = body, max(jumps) + 1
+    copies = zip(_evaluations(flow.ops, body), _evaluations(flow.ops, max(jumps) + 1), strict=False)
+    for one, other in copies:
+        if flow.ops[one].location != flow.ops[other].location or other <= body:
             break
-        # Nothing that spans the loop (leaving a `with` around it has the position of the whole statement),
-        # except for jumps: in 3.11 those of the test have the position of the whole loop.
-        if ops[index].target is not None or ((where.end_lineno or 0), (where.end_col_offset or 0)) <= start:
-            earlier.add(where)
-    second = _run_before(ops, max(jumps) + 1, body, earlier | {ops[jump].location for jump in jumps})
-    first = range(0)
-    if any(ops[index].target is None and ops[index].name != "NOP" for index in second):
-        first = _run_before(ops, body, 0, {ops[index].location for index in second})
-    loop = _While(body, jumps, first, second)
-    if first and not _passes_once(flow, loop):
+        first, second = one, other
+    loop = _While(body, jumps, range(first, body), range(second, max(jumps) + 1))
+    if not _passes_once(flow, loop):
         loop.first = range(0)
     return loop
 
 
-def _run_before(ops: list[Op], stop: int, bound: int, locations: set[object]) -> range:
-    """The longest run of instructions at `locations` (or none) before `stop`; it starts at a located one."""
-    start = found = stop
-    while start > bound:
-        start -= 1
-        op = ops[start]
-        if op.location.lineno is None:
-            continue
-        if op.location not in locations:
-            break
-        if op.name != "NOP":
-            found = start
-    return range(found, stop)
+def _evaluations(ops: list[Op], stop: int) -> Iterator[int]:
+    """The instructions before `stop` that evaluate something, last first.
+
+    Not jumps, and not straight code that ends with leaving the test: the exits of a conditional expression or
+    a chained comparison, of which the copies have different ones.
+    """
+    leaving = False
+    for index in range(stop - 1, -1, -1):
+        op = ops[index]
+        if op.target is not None or op.final:
+            leaving = op.final
+        elif not leaving and op.name != "NOP" and op.location.lineno is not None:
+            yield index
 
 
 def _passes_once(flow: _Flow, loop: _While) -> bool:
