@@ -9,6 +9,8 @@ import sys
 
 # Read when TensorFlow is first imported, so before any test module is.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What is co-executed must not depend on how fast the machine is; tests/run/test_pace.py tests the choice itself.
+os.environ["TERRA_PACE"] = "overlapped"
 if not faulthandler.is_enabled():
     faulthandler.enable()
 

@@ -602,3 +602,60 @@ def test_mode_lazy_and_trace_and_eager():
     report = both_ways(program, co_executed=0, mode="trace")
     assert report["regions"]["co_executed"] == 0
     assert report["regions"]["traced"] > 10
+
+
+@pytest.mark.parametrize("dominates", ["python", "graph"])
+def test_the_pace_is_measured_and_changes_no_value(dominates):
+    """Windows alternate between overlapped, in turns and eager; the loop reads, draws and fails to care."""
+    size = 6 if dominates == "python" else 400
+
+    def program(see):
+        weights = tf.Variable(tf.random.normal([size, size]) * 0.01)
+        losses = []
+        for step in range(150):
+            x = tf.random.normal([size, size])
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(tf.matmul(tf.tanh(tf.matmul(x, weights)), weights)))
+            weights.assign_sub(0.1 * tape.gradient(loss, weights))
+            losses.append(loss)
+            if step % 7 == 0:
+                see(float(loss))
+        see(losses)
+        return weights
+
+    report = both_ways(program, co_executed=60, fallbacks=0, pace="measured")
+    anchor = report["anchors"][0]
+    assert set(anchor["manner_ms"]) == {"overlapped", "in turns", "eager"}
+    assert report["regions"]["eager"] > 2  # of the survey
+
+
+def test_a_step_leaves_no_cyclic_garbage():
+    """What only the garbage collector frees would count as alive: a block would return it, and be compiled for it."""
+
+    def garbage(steps):
+        def program(see):
+            weights = tf.Variable(tf.random.normal([6, 6]))
+            bias = tf.Variable(tf.zeros([6]))
+            for _ in range(steps):
+                with tf.GradientTape() as outer, tf.GradientTape() as inner:
+                    inner.watch(x := tf.random.normal([4, 6]))
+                    y = tf.nn.relu(tf.matmul(x, weights) + bias)
+                    first = tf.reduce_sum(y * y)
+                    second = tf.reduce_mean(tf.tanh(y))
+                weights.assign_sub(0.01 * outer.gradient(first, weights))
+                see(float(second))
+                bias.assign_sub(0.01 * inner.gradient(second, bias))
+            return weights, bias
+
+        gc.collect()
+        gc.disable()
+        try:
+            co = run_once(program, {})
+            left = gc.collect()
+        finally:
+            gc.enable()
+        assert co.report["regions"]["co_executed"] > steps - 10
+        return left
+
+    short, long = garbage(30), garbage(80)
+    assert long - short < 50  # tracing and compiling leave some, once; a step leaves none

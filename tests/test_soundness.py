@@ -493,7 +493,6 @@ def test_errors_at_once_if_asked_for():
 
 
 # -- variables that others read --------------------------------------------------------------------------------------
-@open_hole("what Python has issued and not handed over is not seen by another thread")
 def test_a_thread_reads_what_was_just_written():
     def program(see):
         variable, seen = weights(), []
@@ -508,7 +507,6 @@ def test_a_thread_reads_what_was_just_written():
     right(program)
 
 
-@open_hole("a placeholder that another thread's tape is to watch is forgotten")
 def test_a_thread_takes_a_gradient_of_a_placeholder():
     def program(see):
         variable, seen = weights(), []
@@ -671,9 +669,6 @@ def whenever_an_op_is_committed(effect):
         sys.setprofile(None)
 
 
-@open_hole(
-    "an op inside the hook that needs a placeholder of the open block hands that block over half committed"
-)
 def test_a_finaliser_uses_a_placeholder_of_the_open_block():
     def program(see):
         variable, count = weights(), tf.Variable(0.0)
@@ -690,7 +685,6 @@ def test_a_finaliser_uses_a_placeholder_of_the_open_block():
     right(program)
 
 
-@open_hole("an op inside the hook does not see what Python has issued and not handed over")
 def test_a_finaliser_reads_what_was_just_written():
     def program(see):
         variable, count, seen = weights(), tf.Variable(0), []
@@ -705,7 +699,6 @@ def test_a_finaliser_reads_what_was_just_written():
     right(program)
 
 
-@open_hole("an exception while an op is committed (Ctrl-C) leaves the block's slots out of step with its ops")
 def test_an_interrupt_in_the_middle_of_an_op():
     """The op was not answered, so the program asks again; nothing is lost or done twice by that."""
 
@@ -743,7 +736,6 @@ def test_an_interrupt_in_the_middle_of_an_op():
     right(program)
 
 
-@open_hole("an op on the graph runner's own thread (a finaliser there) waits for that thread")
 def test_a_finaliser_runs_an_op_on_the_graph_runners_thread(monkeypatch):
     def deadlock(self, where):
         raise AssertionError(f"a deadlock: {where}")

@@ -99,7 +99,8 @@ def run_of(block, feeds=()):
     run = BlockRun(block, NoFetcher(), 0, 1)
     run.params = list(feeds)
     for step in block.steps:
-        run.slots.extend(Slot(spec, run, step.base + index) for index, spec in enumerate(step.specs))
+        for index, spec in enumerate(step.specs):
+            run.slots[step.base + index] = Slot(spec, run, step.base + index)
         run.pos += 1
     run.outputs = frozenset(
         flat for flat in range(block.flat) if block.owners[flat][0].kind not in (Kind.KNOWN, Kind.DRAW)

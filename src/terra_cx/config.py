@@ -18,6 +18,7 @@ from typing import Literal, get_args
 from terra_cx.errors import ConfigError
 
 Mode = Literal["eager", "trace", "lazy", "co"]
+PaceName = Literal["measured", "overlapped", "turns"]
 
 TABLE = "tool.terra-cx"
 PREFIX = "TERRA_"
@@ -39,10 +40,15 @@ def _flag(value: object) -> bool:
     raise ValueError("true or false")
 
 
-def _mode(value: object) -> object:
-    if value in get_args(Mode):
-        return value
-    raise ValueError("one of " + ", ".join(get_args(Mode)))
+def _one_of(names: object) -> Callable[[object], object]:
+    known = get_args(names)
+
+    def read(value: object) -> object:
+        if value in known:
+            return value
+        raise ValueError("one of " + ", ".join(known))
+
+    return read
 
 
 def _whole(minimum: int) -> Callable[[object], int]:
@@ -90,6 +96,7 @@ class Options:
     quiet: bool = False
     report: Path | None = None
     run_ahead: int = 4
+    pace: PaceName = "measured"
     warmup: int = 1
     watchdog: float = 60.0
     sync_errors: bool = False
@@ -137,13 +144,19 @@ _MODES = (
     "trace: record, execute eagerly; eager: plain TensorFlow"
 )
 
+_PACES = (
+    "measured: a loop's steps run overlapped, in turns or in eager, whichever was fastest; "
+    "overlapped or turns: always so"
+)
+
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
-        Setting("mode", _mode, _MODES, "MODE"),
+        Setting("mode", _one_of(Mode), _MODES, "MODE"),
         Setting("quiet", _flag, "no summary on stderr at the end"),
         Setting("report", _path, "write what the summary is made from to FILE, as JSON", "FILE"),
         Setting("run_ahead", _whole(1), "regions that Python may be ahead of the graph", "N"),
+        Setting("pace", _one_of(PaceName), _PACES, "PACE"),
         Setting("warmup", _whole(1), "traced regions that must bring nothing new before compiling", "N"),
         Setting("watchdog", _seconds, "a wait this long prints what both threads are doing", "SECONDS"),
         Setting("sync_errors", _flag, "let no step start before the last one can no longer fail"),

@@ -127,6 +127,11 @@ class Block:
         return (open_end, *((node.rev, node.cuts, node.cut_before) for node in self.nodes))
 
     @property
+    def idle(self) -> bool:
+        """Whether the graph runner has nothing to do for it: the owner thread's ops, known results."""
+        return not (self.ops or self.draws)
+
+    @property
     def line(self) -> str:
         """The user's line of its first op."""
         return self.nodes[0].line

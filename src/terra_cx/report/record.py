@@ -9,10 +9,11 @@ Keys of version 1:
 | `mode` | the mode of the run |
 | `command` | the words that started the program, its arguments included |
 | `regions` | `{total, co_executed, traced, eager}`: counts |
-| `step_ms` | `{eager, co}`: median milliseconds of a region, at the start and co-executed; null if none |
+| `step_ms` | `{eager, co}`: milliseconds of a region, in eager and co-executed; null if none |
 | `overlap` | the part of the graph's time, 0 to 1, in which Python was running too; null if unknown |
 | `fallbacks` | list of `{reason, line, count, seconds, detail}`; `line` reads `train.py:12` |
-| `anchors` | list of `{line, state, nodes, blocks, given_up}`; `given_up` is the reason or null |
+| `anchors` | list of `{line, state, nodes, blocks, given_up, manner, manner_ms}`; `given_up` is the reason or null; |
+| | `manner` is how its regions run as measured, overlapped or in turns, null before; `manner_ms` the measurements |
 | `internal_errors` | how often terra-cx itself failed and the program went on in eager |
 """
 

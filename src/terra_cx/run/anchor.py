@@ -12,6 +12,7 @@ from typing import Any
 
 from terra_cx.compile.blocks import Block, build_block
 from terra_cx.compile.lowering import lower
+from terra_cx.run.pace import Manner, Pace
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["ActiveAnchor", "Fallback", "Stage"]
@@ -56,6 +57,7 @@ class ActiveAnchor:
     regions: Counter[str] = field(default_factory=Counter)
     fallbacks: dict[tuple[str, str], Fallback] = field(default_factory=dict)
     eager_times: list[float] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)
     co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _blocks: dict[Node, Block] = field(default_factory=dict)
@@ -119,6 +121,16 @@ class ActiveAnchor:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
             self.give_up(f"diverges: {_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})")
 
+    def paced(self, seconds: float, disturbed: bool) -> None:
+        """A region took so long in the manner that `pace` had asked for; give up what does not pay."""
+        self.pace.ended(seconds, disturbed)
+        if self.pace.chosen is Manner.EAGER:
+            eager, co = (
+                self.pace.ms(Manner.EAGER),
+                min(self.pace.ms(Manner.OVERLAPPED), self.pace.ms(Manner.TURNS)),
+            )
+            self.give_up(f"does-not-pay: {co:.3g} ms co-executed, {eager:.3g} ms in eager")
+
     def retrace(self) -> None:
         """The TraceGraph was emptied: learn it again."""
         self.stage = Stage.TRACING
@@ -140,10 +152,13 @@ class ActiveAnchor:
         self.forget_blocks()
 
     def step_ms(self) -> tuple[float | None, float | None]:
-        """Milliseconds of an eager region at the start, and of a steady co-executed one (median).
+        """Milliseconds of an eager region, and of a steady co-executed one.
 
-        The few eager regions at the start pay first-call costs, so the fastest of them is the fairest to compare.
+        As measured where the pace was chosen. Before that, the median of co-executed regions; and of the few eager
+        ones at the start, which pay first-call costs, the fastest.
         """
+        if self.pace.chosen in (Manner.OVERLAPPED, Manner.TURNS):
+            return self.pace.ms(Manner.EAGER), self.pace.ms(self.pace.chosen)
         co = list(self.co_times)[5:] or list(self.co_times)
         return (min(self.eager_times) * 1e3 if self.eager_times else None, median(co) * 1e3 if co else None)
 
@@ -155,6 +170,8 @@ class ActiveAnchor:
             "nodes": len(self.graph),
             "blocks": len(self._blocks),
             "given_up": self.given_up,
+            "manner": self.pace.chosen.value if self.pace.chosen is not None else None,
+            "manner_ms": {manner.value: self.pace.ms(manner) for manner in self.pace.seconds},
         }
 
 

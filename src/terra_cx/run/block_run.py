@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from terra_cx.compile.blocks import Block
 from terra_cx.tf.slots import Slot
 
-__all__ = ["BlockRun", "Draw", "State"]
+__all__ = ["BlockRun", "Draw", "Frozen", "State"]
 
 
 class State(IntEnum):
@@ -17,14 +17,20 @@ class State(IntEnum):
 
     OPEN = 0
     """Python is still validating it."""
-    SENT = 1
+    TAKEN = 1
+    """The owner thread executes it itself, because the region leaves the TraceGraph."""
+    SENT = 2
     """It was handed to the graph runner."""
-    DONE = 2
+    DONE = 3
     """Its live slots are filled."""
-    FAILED = 3
+    FAILED = 4
     """One of its ops failed; slots before that op are filled, the others hold the error."""
-    DROPPED = 4
+    DROPPED = 5
     """It never ran, because an earlier run failed."""
+
+
+class Frozen(Exception):
+    """The run was handed over while an op was being validated for it; the op has to be validated anew."""
 
 
 class Draw:
@@ -51,9 +57,13 @@ class BlockRun:
     """See the module's page.
 
     ``keep`` is set while a tape may need the run, ``over`` when its region has ended. ``params`` holds a
-    `Slot` (made by an earlier run) or a real tensor per parameter, ``slots`` a slot per flat output validated
-    so far (None where Python got a real tensor), ``pos`` the number of validated steps, ``start`` the
-    region's position of its first op.
+    `Slot` (made by an earlier run) or a real tensor per parameter, ``slots`` a slot per flat output (None where
+    Python got a real tensor, or has not come that far), ``draws`` the stateful random ops by their first flat
+    output, ``pos`` the number of validated steps, ``start`` the region's position of its first op.
+
+    ``pos`` decides what has been issued: what stands in slots and draws beyond it was never committed. A run that
+    is ``frozen`` stays as it is, because another thread, or an op inside the hook, has had it handed over;
+    ``outputs`` is None until its plan is made.
     """
 
     __slots__ = (
@@ -61,11 +71,11 @@ class BlockRun:
         "draws",
         "error",
         "fetcher",
+        "frozen",
         "keep",
         "outputs",
         "over",
         "params",
-        "partial",
         "pos",
         "region",
         "slots",
@@ -80,14 +90,14 @@ class BlockRun:
         self.start = start
         self.region = region
         self.params: list[Any] = [None] * len(block.params)
-        self.slots: list[Slot | None] = []
-        self.draws: list[Draw] = []
+        self.slots: list[Slot | None] = [None] * block.flat
+        self.draws: dict[int, Draw] = {}
         self.pos = 0
         self.state = State.OPEN
-        self.partial = False
+        self.frozen = False
         self.keep = False
         self.over = False
-        self.outputs: frozenset[int] = frozenset()
+        self.outputs: frozenset[int] | None = None
         self.error: BaseException | None = None
         self.waiters: list[threading.Lock] = []
 
@@ -128,7 +138,7 @@ class BlockRun:
         """
         if self.keep or not self.over or self.state <= State.SENT:
             return
-        slots, self.slots, self.params, self.draws = self.slots, [], [], []
+        slots, self.slots, self.params, self.draws = self.slots, [], [], {}
         for slot in slots:
             if slot is not None:
                 slot.run = None

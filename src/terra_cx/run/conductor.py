@@ -17,6 +17,8 @@ from terra_cx.config import Options
 from terra_cx.run.anchor import ActiveAnchor, Stage
 from terra_cx.run.fallback import prefix, rebuild, recover
 from terra_cx.run.graph_runner import GraphRunner
+from terra_cx.run.handover import Handover
+from terra_cx.run.pace import Manner
 from terra_cx.run.skeleton import Diverge, Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
 from terra_cx.tf.boundary import Boundary
@@ -71,6 +73,7 @@ class Conductor:
         self.internal = internal
         self.runner = GraphRunner(_QUEUE, options.watchdog, self._stalled)
         self.runner.internal = internal
+        self.handover = Handover(self.runner, options.run_ahead)
         self.switch = SwitchInterval()
         self.anchors: dict[int, ActiveAnchor] = {}
         self.current: ActiveAnchor | None = None
@@ -78,11 +81,10 @@ class Conductor:
         self.recorder: Recorder | None = None
         self.diverged_at: float | None = None
         self.visits: list[tuple[int, int, Any]] = []
-        self.co_seconds = 0.0
-        self.waited = 0.0
         self._fallback: Any = None
         self._uids = itertools.count()
         self._region_start = 0.0
+        self._compiling = 0.0
         self._frame = 0
         self._skeletons: dict[int, Skeleton] = {}
         self.owner = threading.get_ident()
@@ -122,6 +124,13 @@ class Conductor:
             self.switch.restore()
             return
         if anchor.stage is Stage.CO and self.options.mode in ("co", "lazy"):
+            self._compiling = self.runner.statistics.compile_seconds
+            manner = self._manner(anchor)
+            if manner is Manner.EAGER:
+                self.drain()
+                self.boundary.use(self.boundary.passive)
+                return
+            self.handover.take_turns(manner is Manner.TURNS)
             skeleton = self._skeleton(anchor)
             skeleton.begin()
             self.skeleton = skeleton
@@ -130,16 +139,19 @@ class Conductor:
             return
         self._record()
 
+    def _manner(self, anchor: ActiveAnchor) -> Manner:
+        if self.options.mode == "lazy" or self.options.pace == "turns":
+            return Manner.TURNS
+        return anchor.pace.manner if self.options.pace == "measured" else Manner.OVERLAPPED
+
     def _skeleton(self, anchor: ActiveAnchor) -> Skeleton:
         found = self._skeletons.get(id(anchor))
         if found is None or found.graph is not anchor.graph:
             found = Skeleton(
                 anchor.graph,
                 anchor.block_for,
-                self.runner,
+                self.handover,
                 self.on_divergence,
-                lazy=self.options.mode == "lazy",
-                run_ahead=self.options.run_ahead,
                 sync_errors=self.options.sync_errors,
             )
             made = self._skeletons[id(anchor)] = found
@@ -175,7 +187,6 @@ class Conductor:
                 skeleton.forget()
             self._merge(anchor, recorder, skeleton, seconds)
         elif skeleton is not None:
-            before = skeleton.waited
             try:
                 skeleton.end()
             except BaseException:
@@ -184,10 +195,17 @@ class Conductor:
             finally:
                 seconds = time.perf_counter() - self._region_start
                 anchor.co_executed(seconds, True)
-                self.co_seconds += seconds
-                self.waited += skeleton.waited - before
-        elif anchor.stage is Stage.GIVEN_UP:
+                self._paced(anchor, seconds)
+        else:
             anchor.regions["eager"] += 1
+            if anchor.stage is Stage.CO:
+                self._paced(anchor, seconds)
+
+    def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
+        """A region of a co-executing anchor has ended, whichever way it ran."""
+        if self.options.mode == "lazy" or self.options.pace != "measured":
+            return
+        anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
 
     def leave_region(self) -> None:
         """The program is somewhere else for good: what was recorded of the region is no step and is dropped.
@@ -243,6 +261,8 @@ class Conductor:
             anchor.give_up(f"graph-too-large: more than {anchor.graph.max_nodes} nodes")
         elif diverged:
             anchor.co_executed(seconds, False)
+            if anchor.stage is Stage.CO:
+                self._paced(anchor, seconds, not result.nothing_new)
         else:
             anchor.traced(not result.nothing_new)
 
@@ -263,7 +283,6 @@ class Conductor:
         line = user_line(sys._getframe(1))
         self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
         self.diverged_at = start
-        skeleton.active = False
         try:
             recover(skeleton)
         except BaseException:
@@ -337,8 +356,7 @@ class Conductor:
         busy = self.runner.statistics.busy
         if not busy or self.options.mode != "co":
             return None
-        waited = sum(skeleton.waited for skeleton in self._skeletons.values())
-        return max(0.0, min(1.0, 1.0 - waited / busy))
+        return max(0.0, min(1.0, 1.0 - self.handover.waited / busy))
 
     def statistics(self) -> dict[str, Any]:
         """Counters of runner and path channel, for the report."""
@@ -350,7 +368,7 @@ class Conductor:
             "mismatches": runner.mismatches,
             "busy_seconds": runner.busy,
             "compile_seconds": runner.compile_seconds,
-            "waited_seconds": sum(skeleton.waited for skeleton in self._skeletons.values()),
+            "waited_seconds": self.handover.waited,
             "sent": path.sent,
             "max_depth": path.max_depth,
         }

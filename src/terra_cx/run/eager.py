@@ -99,13 +99,12 @@ def run_eagerly(run: BlockRun, feeds: list[Any], drawn: bool = False) -> list[An
     """
     block: Block = run.block
     values: list[Any] = [None] * block.flat
-    draws = {id(draw.step): draw for draw in run.draws}
     for step in block.steps[: run.pos]:
         try:
             if step.kind is Kind.DRAW:
                 numbers = [block.draws[step.base + index] for index in range(len(step.specs))]
                 if not drawn:
-                    for number, value in zip(numbers, do_draw(draws[id(step)]), strict=True):
+                    for number, value in zip(numbers, do_draw(run.draws[step.base]), strict=True):
                         feeds[number] = value
                 for index, number in enumerate(numbers):
                     values[step.base + index] = feeds[number]

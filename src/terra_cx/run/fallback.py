@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from terra_cx.compile.blocks import FEED
 from terra_cx.run.block_run import BlockRun, State
+from terra_cx.run.checks import bindings, flat_checks
 from terra_cx.run.eager import (
     OpFailed,
     annotate,
@@ -36,6 +38,8 @@ from terra_cx.trace.records import Call, Captured, Known, Local, Ref, Resource, 
 
 __all__ = ["prefix", "rebuild", "recover"]
 
+_OPEN, _TAKEN = State.OPEN, State.TAKEN
+
 
 def recover(skeleton: Skeleton) -> None:
     """Drain the runner, run what is validated but not dispatched, rebuild the tapes that can still be asked.
@@ -43,19 +47,23 @@ def recover(skeleton: Skeleton) -> None:
     Raises:
         BaseException: a kernel error of an op that Python has already issued.
     """
-    skeleton.drain()
     run = skeleton.run
     if run is not None and run.pos == 0:
-        run = skeleton.run = None
-    rebuild(skeleton)
-    logs = []
-    if skeleton.log.tapes and skeleton.log.askable():
-        logs.append(skeleton.log)
-    for log in logs:
-        _Replay(log, skeleton).go()
-    if run is not None and run.state is State.OPEN:
-        _run_pending(run, skeleton)
+        run = skeleton.run = skeleton.step = None
     if run is not None:
+        # No call between the test and the claim: another thread may just want the run handed over.
+        if run.state is _OPEN:
+            run.state = _TAKEN
+        else:
+            skeleton.dispatch()
+            run = None
+    skeleton.drain()
+    rebuild(skeleton)
+    if skeleton.log.tapes and skeleton.log.askable():
+        _Replay(skeleton.log, skeleton).go()
+    if run is not None:
+        if run.state is _TAKEN:
+            _run_pending(run, skeleton)
         skeleton.log.position = run.position
         skeleton.previous = skeleton.here()
         skeleton.run = skeleton.step = None
@@ -73,13 +81,12 @@ def rebuild(skeleton: Skeleton) -> None:
 
 
 def _run_pending(run: BlockRun, skeleton: Skeleton) -> None:
-    run.partial = True
     run.keep = True
     try:
         settle(run, run_eagerly(run, feeds_of(run)))
     except OpFailed as failure:
         run.fail(annotate(failure.error, failure.step))
-        skeleton.runner.raised = failure.error
+        skeleton.handover.runner.raised = failure.error
         raise failure.error from None
     run.finish(State.DONE)
 
@@ -103,7 +110,7 @@ class _Replay:
         if REAL["TFE_Py_TapeSetIsStopped"]():
             REAL["TFE_Py_TapeSetRestartOnThread"]()
         for run in log.runs:
-            if run.state is State.OPEN or run.position > first:
+            if run.state is _TAKEN or run.position > first:
                 self._run(run)
             else:
                 self._events_until(run.position)
@@ -141,11 +148,10 @@ class _Replay:
 
     def _run(self, run: BlockRun) -> None:
         """Repeat one run; a run that was never dispatched really runs here."""
-        fresh = run.state is State.OPEN
+        fresh = run.state is _TAKEN
         block = run.block
         feeds = feeds_of(run)
         values: list[Any] = [None] * block.flat
-        draws = {id(draw.step): draw for draw in run.draws}
         run.keep = True
         for step in block.steps[: run.pos]:
             try:
@@ -153,7 +159,9 @@ class _Replay:
                     self._events_until(run.start + step.position)
                     numbers = [block.draws[step.base + index] for index in range(len(step.specs))]
                     drawn = (
-                        do_draw(draws[id(step)]) if fresh else self._recorded(run, step.base, len(step.specs))
+                        do_draw(run.draws[step.base])
+                        if fresh
+                        else self._recorded(run, step.base, len(step.specs))
                     )
                     for index, (number, value) in enumerate(zip(numbers, drawn, strict=True)):
                         feeds[number] = values[step.base + index] = value
@@ -179,7 +187,7 @@ class _Replay:
             except BaseException as error:
                 self._events_until(None)
                 run.fail(annotate(error, step))
-                self.skeleton.runner.raised = error
+                self.skeleton.handover.runner.raised = error
                 raise
         if fresh:
             run.finish(State.DONE)
@@ -249,23 +257,11 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
 
 def _call(run: BlockRun, step: Any, ref_of: Any) -> Call:
     template: Call = step.node.call
-    refs: list[Ref] = []
-
-    def one(check: Any, known: Ref) -> None:
-        code = check[0]
-        if code == 0:
-            refs.append(ref_of(run.slots[check[1]]) if run.slots[check[1]] is not None else known)
-        elif code == 1:
-            refs.append(ref_of(run.params[check[1]]))
-        else:
-            refs.append(known)
-
-    flat_checks: list[Any] = []
-    for check in step.checks:
-        flat_checks.extend(check[1] if check[0] == 6 else [check])
-    if flat_checks:
-        for check, known in zip(flat_checks, template.inputs, strict=True):
-            one(check, known)
+    # A raw value that was fed is no tensor of the program: the recorder has to see it as raw as before.
+    refs: list[Ref] = [
+        known if bound is None or check[0] == FEED else ref_of(bound)
+        for check, bound, known in zip(flat_checks(step), bindings(run, step), template.inputs, strict=False)
+    ]
     moved = run.start + step.position
     inner = tuple(
         Call(

@@ -2,7 +2,8 @@
 
 Guarantees:
 
-* Runs are executed one at a time, in the order in which they were sent; a run is executed at most once.
+* Runs are executed one at a time, in the order in which they were sent; a run is executed at most once, however often
+  it is sent.
 * A failed run changed nothing when its compiled block failed; it is replayed op by op, so that exactly eager's effects,
   values and exception remain. No later run is executed until the owner thread has taken the error.
 * A run's slots are filled before its waiter is woken.
@@ -52,21 +53,17 @@ class GraphRunner:
         self.internal: Callable[[str, BaseException], None] = lambda what, error: None
         self.current: BlockRun | None = None
         self._thread: threading.Thread | None = None
-        self._sent: BlockRun | None = None
 
-    # -- owner side ----------------------------------------------------------------------------------------------
+    # -- other threads -------------------------------------------------------------------------------------------
     def send(self, run: BlockRun) -> None:
-        """Hand a validated run over; blocks while too many are queued."""
+        """Hand a run over; blocks while too many are queued."""
         if self._thread is None:
             self._start()
-        run.state = State.SENT
-        self._sent = run
         self.path.send(run)
 
-    @property
-    def last_sent(self) -> BlockRun | None:
-        """The youngest run handed over, if any; when it is done, all are."""
-        return self._sent
+    def is_current_thread(self) -> bool:
+        """Whether the caller runs on the runner's thread."""
+        return threading.current_thread() is self._thread
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._main, name="terra-cx graph runner", daemon=False)
@@ -95,6 +92,8 @@ class GraphRunner:
                 run = self.path.receive()
             except ChannelError:
                 return
+            if run.state > State.SENT:
+                continue
             start = time.perf_counter()
             self.current = run
             failed = self.failed
@@ -126,16 +125,18 @@ class GraphRunner:
     def _compute(self, run: BlockRun) -> None:
         block = run.block
         feeds = feeds_of(run)
-        if run.partial or block.eager is not None:
+        if not run.complete or block.eager is not None:
             self.statistics.eager_runs += 1
             self._truth(run, feeds)
             return
-        function = block.variants.get(run.outputs)
+        outputs = run.outputs
+        assert outputs is not None
+        function = block.variants.get(outputs)
         if function is None:
             self.statistics.eager_runs += 1
-            self._first(run, feeds)
+            self._first(run, feeds, outputs)
             return
-        for draw in run.draws:
+        for draw in run.draws.values():
             try:
                 values = do_draw(draw)
             except BaseException as error:
@@ -156,7 +157,7 @@ class GraphRunner:
             return
         self.statistics.compiled_runs += 1
         slots = run.slots
-        for flat, value in zip(sorted(run.outputs), results, strict=True):
+        for flat, value in zip(sorted(outputs), results, strict=True):
             slot = slots[flat]
             if slot is not None:
                 slot.value = value
@@ -166,7 +167,7 @@ class GraphRunner:
         settle(run, values)
         return values
 
-    def _first(self, run: BlockRun, feeds: list[object]) -> None:
+    def _first(self, run: BlockRun, feeds: list[object], outputs: frozenset[int]) -> None:
         """Run op by op, make the compiled function, and compare it with the truth."""
         block = run.block
         start = time.perf_counter()
@@ -180,12 +181,11 @@ class GraphRunner:
         values = self._truth(run, feeds)
         after = before.again()
         try:
-            function = function_of(block, run.outputs)
+            function = function_of(block, outputs)
             before.restore()
             results = function(feeds)
             good = all(
-                same_bits(result, values[flat])
-                for flat, result in zip(sorted(run.outputs), results, strict=True)
+                same_bits(result, values[flat]) for flat, result in zip(sorted(outputs), results, strict=True)
             ) and after.equals(before.again())
         except Exception as error:  # noqa: BLE001  # whatever graph mode refuses
             block.eager = f"{type(error).__name__}: {str(error)[:200]}"

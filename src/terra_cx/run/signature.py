@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 from terra_cx.run.block_run import BlockRun
+from terra_cx.run.checks import bindings
 from terra_cx.run.region_log import RegionLog
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Slot
@@ -18,41 +19,56 @@ from terra_cx.trace.tracegraph import ExternalNames
 
 __all__ = ["signature_of"]
 
+_MOST = 1000
+"""Signatures that are remembered; a program with more combinations computes them again."""
 
-def signature_of(log: RegionLog, run: BlockRun | None, tape: int, asked: list[Any]) -> Any:
+
+def signature_of(known: dict[Any, Any], log: RegionLog, tape: int, asked: list[Any]) -> Any:
     """The signature of a gradient asked of tape number ``tape`` at the present point of the region.
 
-    ``asked`` are its targets, output gradients and sources that are no variables (slots or tensors).
+    It follows from the blocks under the tape, how far they were validated, and which of the things bound to their
+    parameters are the same; so it is computed once for each combination of these.
 
-    The common case, a tape that was opened and is asked inside one block, without ``watch``, is answered from
-    a cache of the block if all external tensors bound so far are distinct objects.
+    Args:
+        known: signatures computed before; updated.
+        log: the region so far.
+        tape: the tape's number.
+        asked: targets, output gradients and sources that are no variables (slots or tensors).
     """
     start = log.created(tape)
     base = next(index for index, event in enumerate(log.events) if event.what == "new" and event.tape == tape)
     events = log.events[base:]
     accesses = [id(handle) for position, handle in log.accesses if position >= start]
-    key = None
-    if run is not None and run.start <= start and all(event.what != "watch" for event in events):
-        bound = [id(param) for param in run.params if param is not None]
-        if len(set(bound)) == len(bound):
-            shape = tuple(
-                (e.position - start, e.what, e.tape - tape if e.tape >= 0 else None, e.detail) for e in events
+    runs = [run for run in log.runs if run.position > start]
+    numbers = {id(run): number for number, run in enumerate(runs)}
+    names: dict[int, int] = {}
+
+    def name(thing: Any) -> Any:
+        if type(thing) is Slot and id(thing.run) in numbers:
+            return numbers[id(thing.run)], thing.index
+        return names.setdefault(id(thing), len(names))
+
+    key = (
+        tuple((run.block.uid, run.pos, run.start - start, *map(name, run.params)) for run in runs),
+        tuple(
+            (
+                event.position - start,
+                event.what,
+                event.tape - tape if event.tape >= 0 else None,
+                name(event.args) if event.what == "watch" else None,
+                event.detail,
             )
-            where = {number: index for index, number in enumerate(bound)}
-            wanted = tuple(
-                ("local", thing.index)
-                if type(thing) is Slot and thing.run is run
-                else where.get(id(thing), id(thing))
-                for thing in asked
-            )
-            key = (start - run.start, run.pos, shape, tuple(accesses), wanted)
-            cached = run.block.signatures.get(key)
-            if cached is not None:
-                return cached
-    signature = _compute(log, tape, start, events, accesses, asked)
-    if key is not None and run is not None:
-        run.block.signatures[key] = signature
-    return signature
+            for event in events
+        ),
+        tuple(accesses),
+        tuple(map(name, asked)),
+    )
+    found = known.get(key)
+    if found is None:
+        if len(known) >= _MOST:
+            known.clear()
+        found = known[key] = _compute(log, tape, start, events, accesses, asked)
+    return found
 
 
 def _compute(
@@ -69,7 +85,7 @@ def _compute(
             if position >= start:
                 ops.append((step.node.id, step.node.rev))
             if position >= start and step.kind not in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
-                for rule, bound in zip(step.node.rules, _bindings(run, step), strict=True):
+                for rule, bound in zip(step.node.rules, bindings(run, step), strict=True):
                     where = _place(bound, runs, log.number)
                     if rule.need is Need.LOCAL and bound is not None:
                         if rule.node is not None and rule.node.kind is Kind.KNOWN:
@@ -115,24 +131,3 @@ def _place(bound: Any, runs: dict[int, BlockRun], region: int) -> tuple[int, int
     run = runs[id(bound.run)]
     position, out = run.block.places[bound.index]
     return run.start + position, out
-
-
-def _bindings(run: BlockRun, step: Any) -> list[Any]:
-    """The slot or tensor bound to each argument of a step (None for guarded ones)."""
-    bound: list[Any] = []
-
-    def one(check: Any) -> None:
-        code = check[0]
-        if code == 0:
-            bound.append(run.slots[check[1]])
-        elif code in (1, 5):
-            bound.append(run.params[check[1]])
-        elif code == 6:
-            for inner in check[1]:
-                one(inner)
-        else:
-            bound.append(None)
-
-    for check in step.checks:
-        one(check)
-    return bound if step.checks else [None] * len(step.node.rules)

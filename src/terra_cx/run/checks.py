@@ -1,0 +1,144 @@
+"""The checks of a block's arguments: whether Python passes what a step demands, and what differs if not.
+
+A check is a tuple whose first item is a code of `compile.blocks`. Binding a parameter is part of checking it; what a
+failed or repeated check has bound is bound anew by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, Check, Step
+from terra_cx.run.block_run import BlockRun
+from terra_cx.tf import native
+from terra_cx.tf.native import EagerTensor
+from terra_cx.tf.placeholder import Placeholder
+from terra_cx.trace.rules import same_const, same_known
+from terra_cx.trace.tracegraph import freeze
+
+__all__ = ["admits", "attr_difference", "bindings", "difference", "flat_checks"]
+
+
+def admits(run: Any, check: Check, arg: Any) -> bool:
+    """Whether an argument is what its check demands; a parameter's first use binds it in ``run``."""
+    code = check[0]
+    if code == LOCAL:
+        return type(arg) is Placeholder and arg._slot is run.slots[check[1]]
+    if code == PARAM:
+        if not check[2]:
+            bound = run.params[check[1]]
+            return arg is bound or (type(arg) is Placeholder and arg._slot is bound)
+        if type(arg) is Placeholder:
+            slot = arg._slot
+            if slot.run is run or slot.spec.dtype != check[3] or arg._shape_tuple() != check[4]:
+                return False
+            run.params[check[1]] = slot
+            return True
+        if type(arg) is not EagerTensor:
+            if check[5] is None or type(arg) is not check[5]:
+                return False
+            arg = _as_fed(arg, check[3])
+        if arg is None or arg._datatype_enum() != check[3] or arg._shape_tuple() != check[4]:
+            return False
+        run.params[check[1]] = arg
+        return True
+    if code == KNOWN:
+        return arg is check[1] or _is_known(check, arg)
+    if code == CONST:
+        return same_const(arg, check[1])
+    if code == RESOURCE:
+        return arg is check[1] or (type(arg) is Placeholder and arg._slot.value is check[1])
+    if code == FEED:
+        tensor = _as_fed(arg, check[2]) if type(arg) is check[3] else None
+        if tensor is None or tensor._datatype_enum() != check[2]:
+            return False
+        run.params[check[1]] = tensor
+        return True
+    return (
+        isinstance(arg, (list, tuple))
+        and len(arg) == len(check[1])
+        and all(admits(run, inner, item) for inner, item in zip(check[1], arg, strict=True))
+    )
+
+
+def _is_known(check: Check, arg: Any) -> bool:
+    if type(arg) is Placeholder:
+        if arg._slot.value is None:
+            return False
+        arg = arg._slot.value
+    if type(arg) is EagerTensor:
+        return same_known(arg, check[1])
+    raw = check[2] if len(check) > 2 else None
+    if raw is None:
+        return False
+    if type(raw) is not type:
+        return same_const(arg, raw)
+    arg = _as_fed(arg, check[1]._datatype_enum()) if type(arg) is raw else None
+    return arg is not None and same_known(arg, check[1])
+
+
+def _as_fed(value: Any, dtype: int) -> Any:
+    """A raw argument as the tensor that eager would make of it, None if that cannot be told."""
+    try:
+        if isinstance(value, (np.ndarray, list, tuple)):
+            return native.as_tensor(value)
+        return native.as_tensor(value, native.dtype_of(dtype))
+    except (TypeError, ValueError):
+        return None
+
+
+def flat_checks(step: Step) -> Iterator[Check]:
+    """The step's checks, lists opened: one per flat argument."""
+    for check in step.checks:
+        if check[0] == LIST:
+            yield from check[1]
+        else:
+            yield check
+
+
+def bindings(run: BlockRun, step: Step, *, guarded: bool = False) -> list[Any]:
+    """The slot or tensor bound to each flat argument of a step; None where a value is guarded.
+
+    With ``guarded``, guarded tensors are given too.
+    """
+    if not step.checks:
+        return [None] * len(step.node.rules)
+    bound: list[Any] = []
+    for check in flat_checks(step):
+        if check[0] == LOCAL:
+            bound.append(run.slots[check[1]])
+        elif check[0] in (PARAM, FEED):
+            bound.append(run.params[check[1]])
+        elif guarded and check[0] == KNOWN:
+            bound.append(check[1])
+        else:
+            bound.append(None)
+    return bound
+
+
+def difference(check: Check, arg: Any) -> str:
+    """In words, why an argument does not pass its check."""
+    code = check[0]
+    if code == PARAM and check[2]:
+        if isinstance(arg, EagerTensor):
+            given = f"dtype {arg._datatype_enum()} shape {tuple(arg.shape)}"
+            return f"{given} where dtype {check[3]} shape {check[4]} is known"
+        return f"a {type(arg).__name__} where a tensor is known"
+    if code == CONST:
+        return f"{arg!r:.60} where {check[1]!r:.60} is known"
+    if code == KNOWN:
+        return "another value than the guarded one"
+    if code == RESOURCE:
+        return "another variable"
+    return "another tensor"
+
+
+def attr_difference(given: tuple[Any, ...], known: tuple[Any, ...]) -> str:
+    """In words, which attribute differs first."""
+    for name, new, old in zip(given[::2], given[1::2], known[1::2], strict=False):
+        if freeze(new) != freeze(old):
+            return f"{name} is {new!r:.60} where {old!r:.60} is known"
+    return "other attributes"

@@ -1,0 +1,126 @@
+"""Handover: block runs go from the owner thread to the graph runner, in the order in which Python issued them.
+
+Guarantees:
+
+* Runs reach the path channel in program order. A run may reach it twice (below); the runner executes it once.
+* `publish` may be called from any thread, and inside any operation of this module that it interrupts (a finaliser,
+  a signal handler): it repeats what may have been half done, and never undoes or overtakes it. Only the owner thread
+  takes runs out of what is held back.
+* In turns, Python and graph alternate: runs are held back until a value is read or ``run_ahead`` regions have
+  gathered, and Python waits. That is mode ``lazy``; in mode ``co`` it is chosen where it was measured to be faster,
+  which it is where a run costs less than waking the other thread and passing the interpreter back and forth.
+* All waits are on plain locks, which signals interrupt; one that exceeds the watchdog's limit is told once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from terra_cx.run.block_run import BlockRun, State
+from terra_cx.run.graph_runner import GraphRunner
+
+__all__ = ["Handover"]
+
+_OPEN, _SENT = State.OPEN, State.SENT
+
+
+class Handover:
+    """See the module's guarantees.
+
+    Args:
+        runner: executes the runs.
+        run_ahead: how many regions Python may be ahead of the graph.
+    """
+
+    def __init__(self, runner: GraphRunner, run_ahead: int) -> None:
+        self.runner = runner
+        self.run_ahead = run_ahead
+        self.in_turns = False
+        self.waited = 0.0
+        """Seconds that the owner thread has waited for the graph."""
+        self.waits: dict[str, float] = {}
+        """The same by cause."""
+        self.youngest: BlockRun | None = None
+        """The run issued last; when it is done, all are."""
+        self._held: list[BlockRun] = []
+        self._regions_held = 0
+        self._ahead: deque[BlockRun | None] = deque()
+
+    def issue(self, run: BlockRun) -> None:
+        """Take a run from the owner thread, whose plan is made (`BlockRun.plan`)."""
+        if run.state is _OPEN:
+            run.state = _SENT
+        self.youngest = run
+        if self.in_turns:
+            self._held.append(run)
+        else:
+            self.runner.send(run)
+
+    def take_turns(self, in_turns: bool) -> None:
+        """Choose how the following regions are handed over."""
+        if self._held and not in_turns:
+            self.flush()
+        self.in_turns = in_turns
+
+    def flush(self) -> None:
+        """Give the runner what has been held back."""
+        if self._held:
+            for run in self._held:
+                self.runner.send(run)
+            self._held = []
+            self._regions_held = 0
+
+    def publish(self, run: BlockRun | None) -> None:
+        """Have everything that was issued executed now, and wait for it; from any thread but the runner's.
+
+        Args:
+            run: the frozen open run, if there is one.
+        """
+        last = self.youngest if run is None else run
+        for held in tuple(self._held):
+            self.runner.send(held)
+        if run is not None:
+            if run.state is _OPEN:
+                run.state = _SENT
+            if run.state is _SENT:
+                self.runner.send(run)
+        if last is not None:
+            self.wait(last, "an op from elsewhere")
+
+    def settle(self) -> None:
+        """Wait until everything that was issued is done."""
+        self.flush()
+        if self.youngest is not None:
+            self.wait(self.youngest, "drain")
+
+    def region_over(self) -> bool:
+        """A region ended: keep Python within its bound; True if everything must be settled for that."""
+        if self.in_turns:
+            self._regions_held += 1
+            return self._regions_held > self.run_ahead  # a program that reads nothing must not pile up work
+        self._ahead.append(self.youngest)
+        while len(self._ahead) > self.run_ahead:
+            oldest = self._ahead.popleft()
+            if oldest is not None:
+                self.wait(oldest, "run-ahead limit")
+        return False
+
+    def wait(self, run: BlockRun, where: str) -> None:
+        """Wait until ``run`` is done."""
+        if run.state > _SENT:
+            return
+        start = time.perf_counter()
+        lock = threading.Lock()
+        lock.acquire()
+        run.waiters.append(lock)
+        if run.state <= _SENT:
+            limit = self.runner.watchdog
+            if not lock.acquire(timeout=limit):
+                self.runner.stalled(f"waiting for the graph ({where}), block at {run.block.line}")
+                while run.state <= _SENT:
+                    lock.acquire(timeout=limit)
+        spent = time.perf_counter() - start
+        self.waited += spent
+        self.waits[where] = self.waits.get(where, 0.0) + spent

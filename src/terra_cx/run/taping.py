@@ -1,0 +1,301 @@
+"""What the tapes are told while a region is co-executed, and ``tape.gradient`` as one validated step.
+
+Native tapes are made, pushed and popped as the program asks, but no op is recorded on them: the region's log notes each
+event with its position, so that a divergence can rebuild the tape (`run.fallback`). A gradient is answered with
+placeholders if what the tape saw has a signature that the TraceGraph knows (`run.signature`); its Python never runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from threading import get_ident
+from typing import Any
+
+from terra_cx.compile.blocks import Step
+from terra_cx.run.block_run import BlockRun, Frozen
+from terra_cx.run.checks import admits
+from terra_cx.run.region_log import Event, RegionLog
+from terra_cx.run.signature import signature_of
+from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
+from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
+from terra_cx.tf.slots import Slot
+from terra_cx.trace.tracegraph import Node
+
+__all__ = ["Taping"]
+
+_RESOURCE = 20
+_tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
+
+
+class Taping(ABC):
+    """The tape calls of the dispatch boundary, each under the name by which `tf.boundary.Handler` knows it.
+
+    Args:
+        owner: the thread that is co-executed.
+        log: the region in progress.
+    """
+
+    def __init__(self, owner: int, log: RegionLog) -> None:
+        self.owner = owner
+        self.log = log
+        self.run: BlockRun | None = None
+        """The open run."""
+        self.step: Step | None = None
+        """What the open run expects next."""
+        self.busy = False
+        """Whether the owner thread is validating: an op that arrives then is not the program's next one."""
+        self._signatures: dict[Any, Any] = {}
+
+    @abstractmethod
+    def here(self) -> Node:
+        """The node of the last validated op."""
+
+    @abstractmethod
+    def begun(self, node: Node) -> BlockRun:
+        """A run of the block that begins at ``node``."""
+
+    @abstractmethod
+    def left(self, node: Node) -> None:
+        """The open block was left after ``node``."""
+
+    @abstractmethod
+    def enter(self, started: BlockRun, here: Node, node: Node) -> tuple[BlockRun, Step]:
+        """Dispatch what was open and go on with ``started``."""
+
+    @abstractmethod
+    def advance(self, run: BlockRun, step: Step) -> None:
+        """Commit a validated step."""
+
+    @abstractmethod
+    def dispatch(self) -> None:
+        """Hand the open run over."""
+
+    @abstractmethod
+    def diverge(self, reason: str, detail: str) -> Any:
+        """Leave the TraceGraph; the handler that goes on."""
+
+    def _mine(self) -> bool:
+        return get_ident() == self.owner
+
+    def _position(self) -> int:
+        return self.log.position if self.run is None else self.run.position
+
+    def _event(self, what: str, tape: Any = None, args: Any = None, detail: Any = None) -> None:
+        log = self.log
+        number = log.tape_number(tape) if tape is not None else -1
+        log.events.append(Event(self._position(), what, number, args, detail))
+
+    # -- what the tapes are told ---------------------------------------------------------------------------------
+    def tape_new(self, persistent: Any, watch_accessed: Any) -> Any:
+        """``TFE_Py_TapeSetNew``: the native tape is made and stays empty unless the region diverges."""
+        tape = REAL["TFE_Py_TapeSetNew"](persistent, watch_accessed)
+        if self._mine():
+            self.log.tapes.append(tape)
+            self._event("new", tape, detail=(bool(persistent), bool(watch_accessed)))
+        return tape
+
+    def tape_add(self, tape: Any) -> Any:
+        """``TFE_Py_TapeSetAdd``."""
+        if self._mine():
+            self._event("add", tape)
+        return REAL["TFE_Py_TapeSetAdd"](tape)
+
+    def tape_remove(self, tape: Any) -> Any:
+        """``TFE_Py_TapeSetRemove``."""
+        if self._mine():
+            self._event("remove", tape)
+        return REAL["TFE_Py_TapeSetRemove"](tape)
+
+    def tape_watch(self, tape: Any, tensor: Any) -> Any:
+        """``TFE_Py_TapeWatch``: noted; told to the native tape at once unless the tensor is a placeholder."""
+        if not self._mine():
+            return REAL["TFE_Py_TapeWatch"](tape, resolve_all(tensor))
+        self._event("watch", tape, tensor._slot if type(tensor) is Placeholder else tensor)
+        return None if type(tensor) is Placeholder else REAL["TFE_Py_TapeWatch"](tape, tensor)
+
+    def tape_watch_variable(self, tape: Any, variable: Any) -> Any:
+        """``TFE_Py_TapeWatchVariable``: the native tape watches it at once."""
+        if self._mine():
+            self._event("watch_variable", tape, detail=id(variable.handle))
+        return REAL["TFE_Py_TapeWatchVariable"](tape, variable)
+
+    def tape_stop(self) -> Any:
+        """``TFE_Py_TapeSetStopOnThread``."""
+        if self._mine():
+            self._event("stop")
+        return REAL["TFE_Py_TapeSetStopOnThread"]()
+
+    def tape_restart(self) -> Any:
+        """``TFE_Py_TapeSetRestartOnThread``."""
+        if self._mine():
+            self._event("restart")
+        return REAL["TFE_Py_TapeSetRestartOnThread"]()
+
+    def record_operation(self, name: str, op: Any, outputs: Any, inputs: Any, *rest: Any) -> Any:
+        """Custom gradients: noted for a rebuild, told to nobody else (the native tape is empty)."""
+        if self._mine() and (_tapes_empty() or REAL["TFE_Py_TapeSetIsStopped"]()):
+            return None  # nobody listens
+        if not self._mine() or self.busy:
+            return REAL[name](op, resolve_all(list(outputs)), resolve_all(list(inputs)), *rest)
+        kept = [[t._slot if type(t) is Placeholder else t for t in group] for group in (outputs, inputs)]
+        self._event(
+            "record", args=(name, op, kept[0], kept[1], rest), detail=(str(op), len(kept[0]), len(kept[1]))
+        )
+        return None
+
+    def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
+        """``TFE_Py_RecordGradient``: nothing to tell, the op was validated and the native tape is empty."""
+        if not self._mine() or self.busy or not all(isinstance(t, EagerTensor) for t in outputs):
+            return REAL["TFE_Py_RecordGradient"](op, resolve_all(inputs), attrs, resolve_all(outputs), *scope)
+        return None
+
+    def variable_accessed(self, variable: Any) -> Any:
+        """``TFE_Py_TapeVariableAccessed``: the native tape watches the variable, as in eager."""
+        if self._mine() and self.log.tapes:
+            self.log.accesses.append((self._position(), variable.handle))
+        return REAL["TFE_Py_TapeVariableAccessed"](variable)
+
+    # -- gradients -----------------------------------------------------------------------------------------------
+    def tape_gradient(
+        self, tape: Any, target: Any, sources: Any, output_gradients: Any, sources_raw: Any, unconnected: Any
+    ) -> Any:
+        """``TFE_Py_TapeGradient``: one validated step, whose ops are known from the tape's history."""
+        if not self._mine():
+            return REAL["TFE_Py_TapeGradient"](
+                tape,
+                resolve_all(list(target)),
+                resolve_all(list(sources)),
+                resolve_all(output_gradients),
+                resolve_all(sources_raw),
+                unconnected,
+            )
+        if not all(isinstance(tensor, EagerTensor) for tensor in (*target, *sources)):
+            # A graph that is being traced: none of the region's business.
+            return REAL["TFE_Py_TapeGradient"](
+                tape, target, sources, output_gradients, sources_raw, unconnected
+            )
+        log = self.log
+        number = log.tape_number(tape)
+        if number >= 0:
+            given = [g for g in output_gradients or () if g is not None]
+            present = tuple(g is not None for g in output_gradients) if output_gradients is not None else None
+            attrs = (number, len(target), len(sources), present, str(unconnected))
+            answer = self._validated(attrs, [*target, *given, *sources], number)
+            if answer is not None:
+                if not log.persistent(number):
+                    log.consumed.add(number)
+                return answer
+        reason = "new-gradient" if number >= 0 else "tape-across-regions"
+        recorder = self.diverge(reason, "tape.gradient of a tape whose history is new")
+        return recorder.tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
+
+    def _validated(self, attrs: Any, flat: list[Any], tape: int) -> list[Any] | None:
+        self.busy = True
+        try:
+            while True:
+                found = self._step(attrs, flat, tape)
+                if found is None:
+                    return None
+                try:
+                    return self._commit(*found)
+                except Frozen:
+                    self.dispatch()
+        finally:
+            self.busy = False
+
+    def _step(self, attrs: Any, flat: list[Any], tape: int) -> tuple[BlockRun, Step] | None:
+        signature = signature_of(self._signatures, self.log, tape, _asked(flat))
+        run, step = self.run, self.step
+        if (
+            run is not None
+            and step is not None
+            and step.kind is Kind.GRADIENT
+            and self._fits(run, step, attrs, flat, signature)
+        ):
+            return run, step
+        here = self.here()
+        inside = run is not None and not run.complete
+        for node in sorted(here.succ, key=here.succ.__getitem__, reverse=True):
+            if node.kind is not Kind.GRADIENT or node.signature != signature:
+                continue
+            started = self.begun(node)
+            if self._fits(started, started.block.steps[0], attrs, flat, signature):
+                if inside:
+                    self.left(here)
+                return self.enter(started, here, node)
+        return None
+
+    def _fits(self, run: BlockRun, step: Step, attrs: Any, flat: list[Any], signature: Any) -> bool:
+        if step.attrs != attrs or len(flat) != len(step.checks):
+            return False
+        if step.node.signature is not signature and step.node.signature != signature:
+            return False
+        if not all(admits(run, check, arg) for check, arg in zip(step.checks, flat, strict=True)):
+            return False
+        known = self.log.bound
+        for number, node, out, turn in step.implicit:
+            bound = known.get((node, out, turn))
+            if bound is None or (type(bound) is Slot and bound.run is run):
+                return False
+            run.params[number] = bound
+        return all(
+            not (isinstance(item, tuple) and item and item[0] == "n") or item[1:] in known
+            for item in _flat_results(step.results)
+        )
+
+    def _commit(self, run: BlockRun, step: Step) -> list[Any]:
+        base, slots = step.base, run.slots
+        log = self.log
+        for what, flat in _locals(step, run):
+            if slots[flat] is None:
+                slots[flat] = Slot(step.specs[flat - base], run, flat)
+            if what >= 0:
+                log.bound[step.node, what, log.turns.get(step.node, 0)] = slots[flat]
+        result = [_answer(item, run, log.bound) for item in step.results]
+        self.advance(run, step)
+        return result
+
+
+def _locals(step: Step, run: BlockRun) -> list[tuple[int, int]]:
+    """The flat outputs of a gradient that need a slot: (-1, or the output's number if later gradients want it)."""
+    found = [(-1, item[1]) for item in _flat_results(step.results) if item is not None and item[0] == "l"]
+    found += [(out, step.base + out) for out in step.needed if out >= 0]
+    found += [(-1, op.base) for op in run.block.ops[step.ops[0] : step.ops[1]] if op.kind is Kind.READ]
+    return found
+
+
+def _answer(item: Any, run: BlockRun, bound: dict[Any, Any]) -> Any:
+    """One result of a gradient, as Python gets it."""
+    if item is None:
+        return None
+    what = item[0]
+    if isinstance(what, tuple) or what is None:
+        values, indices, dense = (_answer(part, run, bound) for part in item)
+        return IndexedSlices(values, indices, dense)
+    if what == "k" or what == "r":
+        return item[1]
+    thing = run.slots[item[1]] if what == "l" else run.params[item[1]] if what == "p" else bound[item[1:]]
+    return new_placeholder(thing) if type(thing) is Slot else thing
+
+
+def _asked(flat: list[Any]) -> list[Any]:
+    """Targets, output gradients and sources of a gradient that are no variables, as slots or real tensors."""
+    asked = []
+    for arg in flat:
+        if type(arg) is Placeholder:
+            if arg._slot.spec.dtype != _RESOURCE:
+                asked.append(arg._slot)
+        elif arg._datatype_enum() != _RESOURCE:
+            asked.append(arg)
+    return asked
+
+
+def _flat_results(results: tuple[Any, ...]) -> list[Any]:
+    flat: list[Any] = []
+    for item in results:
+        if isinstance(item, tuple) and item and (isinstance(item[0], tuple) or item[0] is None):
+            flat.extend(item)
+        else:
+            flat.append(item)
+    return flat

@@ -1,0 +1,89 @@
+"""The choice between overlapped, in turns and eager rests on what was measured, and on nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from terra_cx.run.pace import AGAIN, COUNTED, Manner, Pace
+
+OVERLAPPED, TURNS, EAGER = Manner.OVERLAPPED, Manner.TURNS, Manner.EAGER
+
+
+def live(pace, seconds, regions=1000, disturbed=lambda number: False):
+    """Regions that take ``seconds[manner]`` (a number, or a function of the region's number)."""
+    ran = []
+    for number in range(regions):
+        if pace.chosen is EAGER:
+            break
+        manner = pace.manner
+        cost = seconds[manner]
+        ran.append(manner)
+        pace.ended(cost(number) if callable(cost) else cost, disturbed(number))
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("overlapped", "turns", "eager", "best"),
+    [
+        (1.0, 2.0, 3.0, OVERLAPPED),
+        (2.0, 1.0, 3.0, TURNS),
+        (2.0, 3.0, 1.0, EAGER),
+        (1.0, 0.99, 3.0, OVERLAPPED),  # not worth a change
+        (1.0, 2.0, 0.99, OVERLAPPED),
+    ],
+)
+def test_the_fastest_is_chosen(overlapped, turns, eager, best):
+    pace = Pace()
+    live(pace, {OVERLAPPED: overlapped, TURNS: turns, EAGER: eager}, 200)
+    assert pace.chosen is best
+    assert pace.ms(OVERLAPPED) == pytest.approx(1000 * overlapped)
+    assert pace.ms(EAGER) == pytest.approx(1000 * eager)
+
+
+def test_what_happens_now_and_then_does_not_decide():
+    """A long evaluation falls into the windows of the faster manner."""
+    pace = Pace()
+    seconds = {OVERLAPPED: lambda number: 1.0 + 50.0 * (number in (6, 35)), TURNS: 1.5, EAGER: 9.0}
+    live(pace, seconds, 200)
+    assert pace.chosen is OVERLAPPED
+    assert pace.ms(OVERLAPPED) == pytest.approx(1000.0)
+
+
+def test_eager_costs_few_regions_where_it_is_clearly_slower():
+    ran = Counter(live(Pace(), {OVERLAPPED: 1.0, TURNS: 1.0, EAGER: 10.0}, AGAIN))
+    assert 0 < ran[EAGER] < COUNTED
+
+
+def test_close_calls_get_whole_windows():
+    ran = Counter(live(Pace(), {OVERLAPPED: 1.0, TURNS: 1.0, EAGER: 1.1}, AGAIN))
+    assert ran[EAGER] > 2 * COUNTED
+
+
+def test_windows_in_which_something_was_compiled_do_not_count():
+    pace = Pace()
+    seconds = {OVERLAPPED: lambda number: 30.0 if number < 12 else 1.0, TURNS: 1.5, EAGER: 9.0}
+    live(pace, seconds, 300, disturbed=lambda number: number in (3, 11))
+    assert pace.chosen is OVERLAPPED
+
+
+def test_a_program_that_compiles_for_ever_is_judged_all_the_same():
+    pace = Pace()
+    live(pace, {OVERLAPPED: 5.0, TURNS: 5.0, EAGER: 1.0}, 1000, disturbed=lambda number: True)
+    assert pace.chosen is EAGER
+
+
+def test_the_choice_is_made_again_when_the_program_changes():
+    pace = Pace()
+    seconds = {OVERLAPPED: lambda number: 1.0 if number < 150 else 4.0, TURNS: 2.0, EAGER: 9.0}
+    live(pace, seconds, 150)
+    assert pace.chosen is OVERLAPPED
+    live(pace, {OVERLAPPED: 4.0, TURNS: 2.0, EAGER: 9.0}, 2 * AGAIN)
+    assert pace.chosen is TURNS
+
+
+def test_measuring_grows_rare():
+    ran = live(pace := Pace(), {OVERLAPPED: 1.0, TURNS: 1.5, EAGER: 9.0}, 10_000)
+    assert pace.chosen is OVERLAPPED
+    assert ran.count(OVERLAPPED) > 0.95 * len(ran)
