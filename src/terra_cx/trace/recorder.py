@@ -46,16 +46,17 @@ def is_guardable(tensor: Any) -> bool:
 def pack_outputs(result: Any) -> tuple[Any, list[Any]]:
     """Split what the boundary returned into a template (see `Call.pack`) and the flat list of tensors."""
     flat: list[Any] = []
+    return _packed(result, flat), flat
 
-    def walk(value: Any) -> Any:
-        if value is None:
-            return None
-        if isinstance(value, (list, tuple)):
-            return [walk(item) for item in value]
-        flat.append(value)
-        return len(flat) - 1
 
-    return walk(result), flat
+def _packed(value: Any, flat: list[Any]) -> Any:
+    # No closure that calls itself: it is a cycle, and would keep every tensor of the program until the next collection.
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)):
+        return [_packed(item, flat) for item in value]
+    flat.append(value)
+    return len(flat) - 1
 
 
 def _natural(value: Any) -> int | None:

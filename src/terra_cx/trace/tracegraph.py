@@ -392,16 +392,16 @@ class TraceGraph:
                 number += 1
             node.inner_rules.append(rules)
 
-        def result_rule(ref: Any) -> Any:
+        def result(ref: Any) -> Rule | None:
             nonlocal number
             if ref is None:
                 return None
-            if isinstance(ref, tuple):
-                return tuple(result_rule(item) for item in ref)
             number += 1
             return rule(ref, None, (node, number, 0))
 
-        node.results = tuple(result_rule(ref) for ref in call.results)
+        node.results = tuple(
+            tuple(map(result, ref)) if isinstance(ref, tuple) else result(ref) for ref in call.results
+        )
         if rolled:
             # A block knows one execution of a node; what other iterations computed must come in from outside.
             node.cut_before = "gradient of a rolled loop"
