@@ -32,20 +32,20 @@ def trim(digit):
 
 
 class Scenes:
-    """Draws scenes with `fewest` to `most` digits, whose heights are `low` to `high` of the image's side.
+    """Draws scenes with one to `most` digits, whose heights are `low` to `high` of the image's side.
 
-    Training scenes hold the first four fifths of the digits, others the rest. All randomness is NumPy's.
+    A share `empty` of the scenes has no digit. Training scenes hold the first four fifths of the digits, others
+    the rest. All randomness is NumPy's.
     """
 
-    def __init__(self, fewest, most, low, high, training=True):
+    def __init__(self, most, low, high, empty=0.0, training=True):
         data = load_digits()
         first = len(data.images) * 4 // 5
         part = slice(first) if training else slice(first, None)
         self.digits = [trim(image) for image in (data.images[part] / 16.0).astype(np.float32)]
         self.labels = data.target[part]
         self.photographs = load_photographs()
-        self.fewest, self.most = fewest, most
-        self.low, self.high = low, high
+        self.most, self.low, self.high, self.empty = most, low, high, empty
 
     def background(self, size):
         photograph = self.photographs[np.random.randint(len(self.photographs))]
@@ -65,7 +65,8 @@ class Scenes:
         """
         image = self.background(size)
         boxes, labels = np.zeros((0, 4), np.float32), []
-        for _ in range(np.random.randint(self.fewest, self.most + 1)):
+        count = 0 if np.random.uniform() < self.empty else np.random.randint(1, self.most + 1)
+        for _ in range(count):
             which = np.random.randint(len(self.digits))
             digit = self.digits[which]
             digit = ndimage.zoom(

@@ -332,10 +332,8 @@ def main():
     args = parse_arguments(__doc__)
     tf.keras.utils.set_random_seed(args.seed)
     scale = SCALES[args.scale]
-    scenes = Scenes(1, scale.objects, low=0.15, high=0.5)
-    validation = Scenes(1, scale.objects, low=0.15, high=0.5, training=False).batch(
-        VALIDATION, scale.sizes[-1]
-    )
+    scenes = Scenes(scale.objects, low=0.15, high=0.5)
+    validation = Scenes(scale.objects, low=0.15, high=0.5, training=False).batch(VALIDATION, scale.sizes[-1])
     # Anchors are shares of the image, so that they fit every size. The largest belong to the coarsest scale.
     _, samples, _ = scenes.batch(200, 64)
     sizes = np.concatenate([boxes[:, 2:] - boxes[:, :2] for boxes in samples]) / 64.0
