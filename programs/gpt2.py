@@ -88,7 +88,7 @@ class BytePairs:
                 merged.append(token)
         return merged
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - one tokenizer, as long as the program
+    @functools.cache  # noqa: B019 - one tokenizer, as long as the program
     def encode_word(self, word):
         tokens = [1 + byte for byte in word.encode()]
         while len(tokens) > 1:
@@ -272,9 +272,7 @@ def steps_of(tokens, scale):
     """Yields the micro-batches of one step for ever: each (batch, context + 1) tokens, from random places."""
     offsets = np.arange(scale.context + 1)
     while True:
-        starts = np.random.randint(
-            0, len(tokens) - scale.context, size=(scale.micro_batches, scale.batch, 1)
-        )
+        starts = np.random.randint(0, len(tokens) - scale.context, size=(scale.micro_batches, scale.batch, 1))
         yield list(tokens[starts + offsets])
 
 
