@@ -1,9 +1,10 @@
-"""What the example programs share: their options, the digits, a stopwatch and the closing report."""
+"""What the example programs share: their options, the digits and texts, a stopwatch and the closing report."""
 
 import argparse
 import hashlib
 import json
 import time
+from pydoc_data.topics import topics
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -40,6 +41,15 @@ def load_images(size):
     order = np.random.permutation(len(images))
     train, test = order[:1437], order[1437:]
     return images[train], labels[train], images[test], labels[test]
+
+
+def load_topics():
+    """Returns {name: text} of the Python reference manual's chapters that `help()` shows, about 460,000 characters.
+
+    They come with the interpreter, so another version of Python has other texts. Chapters under 500 characters are
+    left out.
+    """
+    return {name: text for name, text in sorted(topics.items()) if len(text) >= 500}
 
 
 class Stopwatch:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("mlp", "dropblock", "dcgan", "resnet50", "sdpoint", "yolov3", "faster_rcnn")
+PROGRAMS = ("mlp", "dropblock", "dcgan", "resnet50", "sdpoint", "yolov3", "faster_rcnn", "gpt2", "bert_qa")
 
 
 def run(program, *options):
