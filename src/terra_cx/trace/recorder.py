@@ -285,6 +285,8 @@ class Recorder:
             return (
                 Kind.OWNER
             )  # its numbers depend on a tensor: the graph runner could not draw them beforehand
+        if kind is Kind.PURE and any(out._datatype_enum() in (_RESOURCE, _VARIANT) for out in outputs):
+            return Kind.OWNER  # another name for something whose reads and writes are ordered by its name
         if kind is not Kind.PURE or self._inner is not None or not outputs:
             return kind
         if not all(is_guardable(out) for out in outputs):
