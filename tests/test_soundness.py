@@ -87,7 +87,6 @@ def test_a_raw_operand_of_an_earlier_block_in_a_gradient(power):
     right(program)
 
 
-@open_hole("a raw operand is kept unconverted where the region left a block that a gradient refers to")
 def test_a_raw_operand_after_a_branch_in_a_gradient():
     def program(see):
         variable, k = weights(), tf.ones([6, 6])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from terra_cx.compile.blocks import KNOWN, LIST, LOCAL, PARAM
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.eager import (
     OpFailed,
@@ -226,9 +227,14 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
             recorder.adopt(_real(item), found)
         return found
 
+    def known(item: Any) -> Ref:
+        """A guarded tensor; where it came from in the trace that the node is from means nothing here."""
+        found = recorder.known(item)
+        return found if found is not None else recorder.adopt(item, Known(item, recorder.next_ext()))
+
     for run in log.runs:
         for step in run.block.steps[: run.pos]:
-            recorder.trace.calls.append(_call(run, step, ref_of))
+            recorder.trace.calls.append(_call(run, step, ref_of, known))
             if step.kind is Kind.KNOWN:
                 for out, value in enumerate(step.values):
                     recorder.adopt(value, Known(value, Local(run.start + step.position, out)))
@@ -247,25 +253,27 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
     recorder.position = log.position
 
 
-def _call(run: BlockRun, step: Any, ref_of: Any) -> Call:
+def _call(run: BlockRun, step: Any, ref_of: Any, known: Any) -> Call:
     template: Call = step.node.call
     refs: list[Ref] = []
 
-    def one(check: Any, known: Ref) -> None:
+    def one(check: Any, recorded: Ref) -> None:
         code = check[0]
-        if code == 0:
-            refs.append(ref_of(run.slots[check[1]]) if run.slots[check[1]] is not None else known)
-        elif code == 1:
+        if code == LOCAL and run.slots[check[1]] is not None:
+            refs.append(ref_of(run.slots[check[1]]))
+        elif code == PARAM:
             refs.append(ref_of(run.params[check[1]]))
+        elif code == KNOWN:
+            refs.append(known(check[1]))
         else:
-            refs.append(known)
+            refs.append(recorded)
 
     flat_checks: list[Any] = []
     for check in step.checks:
-        flat_checks.extend(check[1] if check[0] == 6 else [check])
+        flat_checks.extend(check[1] if check[0] == LIST else [check])
     if flat_checks:
-        for check, known in zip(flat_checks, template.inputs, strict=True):
-            one(check, known)
+        for check, recorded in zip(flat_checks, template.inputs, strict=True):
+            one(check, recorded)
     moved = run.start + step.position
     inner = tuple(
         Call(

@@ -98,10 +98,16 @@ class Recorder:
         self.on_overrun: Callable[[], None] = lambda: None
 
     # -- where tensors come from ---------------------------------------------------------------------------------
-    def adopt(self, tensor: Any, ref: Ref) -> None:
-        """Note that ``tensor`` (kept alive until the trace is merged) is what ``ref`` stands for."""
+    def adopt(self, tensor: Any, ref: Ref) -> Ref:
+        """Note that ``tensor`` (kept alive until the trace is merged) is what ``ref`` stands for; returns that."""
         self._refs[id(tensor)] = ref
         self._keep.append(tensor)
+        return ref
+
+    def known(self, tensor: Any) -> Known | None:
+        """What a guarded tensor is, if it is known as one."""
+        found = self._refs.get(id(tensor))
+        return found if isinstance(found, Known) else None
 
     def adopt_tape(self, tape: Any) -> None:
         """Number a native tape in order of creation."""
