@@ -43,6 +43,7 @@ from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.signature import signature_of
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
+from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail
 from terra_cx.tf.datasets import Independence
 from terra_cx.tf.native import REAL, EagerTensor, FallbackException, IndexedSlices
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout
@@ -788,10 +789,13 @@ class Skeleton:
             return None  # nobody listens
         if get_ident() != self.owner or self.busy:
             return REAL[name](op, resolve_all(list(outputs)), resolve_all(list(inputs)), *rest)
+        detail = gradient_detail(op, outputs, inputs, rest)
+        if detail is None or not all(type(t) is Placeholder for t in outputs):
+            # Known steps hold no such thing: the recorder says whether it can be known.
+            recorder = self.diverged(Diverge("user-gradient", f"{op}: {UNSEEN}"))
+            return recorder.record_operation(name, op, outputs, inputs, *rest)
         kept = [[t._slot if type(t) is Placeholder else t for t in group] for group in (outputs, inputs)]
-        self._event(
-            "record", args=(name, op, kept[0], kept[1], rest), detail=(str(op), len(kept[0]), len(kept[1]))
-        )
+        self._event("record", args=(name, op, kept[0], kept[1], rest), detail=detail)
         return None
 
     def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
