@@ -101,6 +101,39 @@ def test_a_fallible_op_does_not_join_the_effect_that_it_depends_on():
     assert ops(first.nodes) == ["AssignAddVariableOp", "ReadVariableOp", *ops(first.nodes)[2:]]
 
 
+def test_a_draw_does_not_follow_an_op_that_may_fail():
+    index = tf.constant([0, 1])
+
+    def region():
+        value = tf.gather(X, index)
+        return value * tf.random.normal([2, 6], seed=3)
+
+    first, second = blocks_of(graph_of(region))
+    assert (ops(first.nodes)[-1], first.reason) == ("GatherV2", "a draw follows an op that may fail")
+    assert second.draws
+
+
+def test_a_gradient_does_not_join_the_result_of_an_effect():
+    variable, count = tf.Variable(X), tf.Variable(0.0)
+
+    def region():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.sin(tf.matmul(X, variable)))
+        count.assign_add(1.0)
+        return tape.gradient(loss, variable), count + 1.0
+
+    def reading():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.sin(tf.matmul(X, variable)))
+        count.assign_add(1.0)
+        return tape.gradient(loss, variable, output_gradients=count + 1.0)
+
+    assert len(blocks_of(graph_of(region))) == 1
+    first, second = blocks_of(graph_of(reading))
+    assert first.reason == "a gradient follows an effect's result"
+    assert second.nodes[0].kind is Kind.GRADIENT
+
+
 def test_an_infallible_op_may_join_the_effect_that_it_depends_on():
     variable = tf.Variable(X)
 

@@ -65,6 +65,61 @@ def test_every_fallible_op_precedes_every_write_wherever_it_stands():
         assert set(fallible) <= before(write)
 
 
+def positive(x):
+    """The positive elements: a vector whose length only the values tell."""
+    return tf.gather(x, tf.where(x > 0)[:, 0])
+
+
+def test_a_write_that_may_be_refused_precedes_all_others():
+    a, b, three = tf.Variable(X), tf.Variable(X), tf.Variable(tf.zeros([3]))
+    values = tf.constant([1.0, -1.0, 2.0, 3.0])
+
+    def region():
+        three.assign_add(positive(values))
+        a.assign_add(X)
+        tf.linalg.cholesky(tf.matmul(X, X, transpose_b=True) + 10.0 * tf.eye(4))
+        b.assign_sub(X)
+
+    block = only_block(region)
+    (refusable,) = [op for op in block.ops if op.kind is Kind.WRITE and op.fallible]
+    first, *others = [operation for operation in operations(block) if operation.type in WRITES]
+    assert refusable.op == first.type
+    assert set(by_type(block, "Cholesky")) <= before(first)
+    for write in others:
+        assert first in before(write)
+
+
+def test_a_write_that_may_be_refused_ends_a_block_that_has_written():
+    a, three, six = tf.Variable(X), tf.Variable(tf.zeros([3])), tf.Variable(tf.zeros([3]))
+    values = tf.constant([1.0, -1.0, 2.0, 3.0])
+
+    def region():
+        a.assign_add(X)
+        three.assign_add(positive(values))
+        six.assign_add(positive(values))
+
+    first, second, third = blocks_of(graph_of(region))
+    assert first.reason == second.reason == "a write that may be refused follows another"
+    assert second.ops[0].op == third.ops[0].op == "AssignAddVariableOp"
+
+
+def test_a_write_to_a_variable_of_any_shape_may_be_refused():
+    free = tf.Variable(tf.zeros([3]), shape=tf.TensorShape(None))
+
+    def region():
+        free.assign_add(tf.ones([3]))
+
+    block = only_block(region)
+    assert [op.fallible for op in block.ops if op.kind is Kind.WRITE] == [True]
+
+
+def test_an_op_on_a_value_of_unknown_length_may_fail_though_its_result_has_a_known_one():
+    values = tf.constant([1.0, -1.0, 2.0, 3.0])
+    block = only_block(lambda: positive(values) + tf.ones([3]))
+    assert block.steps[-1].specs[0].shape == (3,)
+    assert block.ops[-1].fallible
+
+
 def test_what_cannot_fail_does_not_hold_a_write_up():
     variable = tf.Variable(X)
 

@@ -344,6 +344,26 @@ def test_a_gradient_is_one_node_whose_results_are_found_again():
     assert hot_path(graph)[-1] is gradient
 
 
+def test_a_gradient_whose_own_constants_change_is_not_known():
+    """Library code that reads a global when the gradient is taken: nothing else shows it."""
+    variable, state = tf.Variable(X), [2.0]
+    namespace = {"__name__": "tensorflow.made_up", "state": state, "tf": tf}
+    backward = eval("lambda upstream: upstream * tf.constant(state[0])", namespace)
+    scaled = tf.custom_gradient(lambda x: (x * 1.0, backward))
+
+    def region():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(scaled(tf.matmul(X, variable)))
+        return tape.gradient(loss, variable)
+
+    graph = graph_of(region, (), ())
+    (gradient,) = [node for node in graph if node.kind is Kind.GRADIENT]
+    assert gradient.signature[0] != "unmatched"
+    state[0] = 3.0
+    graph.merge(trace(region))
+    assert gradient.signature[0] == "unmatched"
+
+
 def test_the_same_external_tensor_twice_is_another_gradient_than_two_tensors():
     """Where a tensor is used twice its gradient is a sum: what two equal tensors would give is half of it."""
 

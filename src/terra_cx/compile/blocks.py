@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from terra_cx.tf.opdefs import SEED_ATTRS, Kind, fallible
+from terra_cx.tf.opdefs import SEED_ATTRS, Kind
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.rules import Need, Rule
 from terra_cx.trace.tracegraph import GAP_SECONDS, Node, TraceGraph, freeze
 
-__all__ = ["Block", "Check", "FlatOp", "Step", "build_block"]
+__all__ = ["Block", "Check", "Cut", "FlatOp", "Step", "build_block"]
 
 MAX_BLOCK = 3000
 """Steps in one block; longer runs are cut."""
@@ -48,9 +48,19 @@ class FlatOp:
     base: int
     specs: list[Spec]
     name: str | None
-    fallible: bool = False
+    fallible: bool = True
+    """Whether its kernel may refuse a value; lowering, which knows the shapes, says when not."""
     tainted: bool = False
     """Depends on a write of the same block; such an op must not be fallible."""
+
+
+class Cut(Exception):
+    """Raised by lowering: the block would be no transaction if it held ``node``, so it has to end before it."""
+
+    def __init__(self, node: Node, reason: str) -> None:
+        super().__init__(reason)
+        self.node = node
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -143,9 +153,6 @@ class _Builder:
         self.nodes: list[Node] = []
         self.where: dict[tuple[Node, int], int] = {}
         self.params: dict[Any, int] = {}
-        self.written: set[int] = set()
-        self.tainted: set[int] = set()
-        self.fallible = False
         self.arguments: dict[tuple[Node, int], tuple[tuple[Any, ...], Check]] = {}
 
     # -- parameters ----------------------------------------------------------------------------------------------
@@ -199,31 +206,6 @@ class _Builder:
         return ("p", number), (PARAM, number, first, spec.dtype, spec.shape, raw)
 
     # -- nodes ---------------------------------------------------------------------------------------------------
-    def admits(self, node: Node) -> bool:
-        """Whether the transaction rule lets ``node`` join the block: no fallible op may need an effect's result."""
-        if node.kind is Kind.OWNER:
-            return not self.nodes
-        if not self.nodes:
-            return True
-        if len(self.block.steps) >= MAX_BLOCK:
-            return False
-        if node.kind is Kind.DRAW and self.fallible:
-            return (
-                False  # draws are made before the block: an op that fails earlier must leave the stream alone
-            )
-        if not self.written:
-            return True
-        rules = list(node.rules)
-        dependent = any(
-            r.need is Need.LOCAL and r.node is not None and self.where.get((r.node, r.out)) in self.tainted
-            for r in rules
-        )
-        reads_written = any(r.need is Need.RESOURCE and id(r.value) in self.written for r in rules)
-        if node.kind is Kind.GRADIENT:
-            # Its ops are many and its inputs may come from anywhere in the block.
-            return not self.tainted
-        return not ((dependent or reads_written) and node.kind in (Kind.PURE, Kind.READ) and _may_fail(node))
-
     def add(self, node: Node) -> None:
         """Append ``node``."""
         if node.kind is Kind.GRADIENT:
@@ -246,7 +228,7 @@ class _Builder:
         specs = [Spec(spec.dtype, spec.shape) for spec in call.outputs]
         first_op = len(block.ops)
         if node.kind in (Kind.PURE, Kind.READ, Kind.WRITE):
-            self._flat_op(node, call, sources, base, specs)
+            self._flat_op(call, sources, base, specs)
         elif node.kind is Kind.DRAW:
             for out, spec in enumerate(specs):
                 number, _ = self.param(("draw", node, out), spec, None)
@@ -288,14 +270,7 @@ class _Builder:
         block.steps[-1].plain = all(_is_plain(value) for value in call.attrs[1::2])
         block.positions += node.width
 
-    def _flat_op(
-        self, node: Node, call: Any, sources: list[tuple[Any, ...]], base: int, specs: list[Spec]
-    ) -> None:
-        dtypes = tuple(0 if spec is None else spec.dtype for spec in call.input_specs)
-        guarded = tuple(source[0] in ("k", "c") for source in sources)
-        infallible = call.kind is Kind.WRITE or call.op == "ReadVariableOp"
-        may_fail = not infallible and fallible(call.op, dtypes, True, guarded)
-        self.fallible = self.fallible or may_fail
+    def _flat_op(self, call: Any, sources: list[tuple[Any, ...]], base: int, specs: list[Spec]) -> None:
         self.block.ops.append(
             FlatOp(
                 call.op,
@@ -307,20 +282,11 @@ class _Builder:
                 base,
                 specs,
                 call.name,
-                may_fail,
             )
         )
-        flat_op = self.block.ops[-1]
-        handles = [source[1] for source in sources if source[0] == "r"]
-        for handle in handles:
+        for handle in (source[1] for source in sources if source[0] == "r"):
             if not any(handle is known for known in self.block.resources):
                 self.block.resources.append(handle)
-        tainted = any(s[0] == "l" and s[1] in self.tainted for s in sources)
-        if call.kind is Kind.WRITE:
-            self.written.update(id(handle) for handle in handles)
-        elif tainted or any(id(handle) in self.written for handle in handles):
-            self.tainted.update(range(base, base + len(specs)))
-            flat_op.tainted = True
 
     def _gradient(self, node: Node) -> None:
         call, block = node.call, self.block
@@ -337,7 +303,7 @@ class _Builder:
                 sources.append(self.source(rule, (node, number))[0])
                 number += 1
             specs = [Spec(spec.dtype, spec.shape) for spec in inner.outputs]
-            self._flat_op(node, inner, sources, block.flat, specs)
+            self._flat_op(inner, sources, block.flat, specs)
             for index, spec in enumerate(specs):
                 self.where[(node, out)] = block.flat
                 block.owners.append((node, out))
@@ -391,14 +357,6 @@ def _again(check: Check) -> Check:
     return (PARAM, check[1], False, *check[3:]) if check[0] == PARAM else check
 
 
-def _may_fail(node: Node) -> bool:
-    if node.call.op == "ReadVariableOp":
-        return False
-    dtypes = tuple(0 if spec is None else spec.dtype for spec in node.call.input_specs)
-    guarded = tuple(rule.need in (Need.KNOWN, Need.CONST) for rule in node.rules)
-    return fallible(node.call.op, dtypes, True, guarded)
-
-
 def _nest(checks: list[Check], layout: tuple[int, ...]) -> list[Check]:
     nested: list[Check] = []
     index = 0
@@ -419,8 +377,23 @@ def build_block(graph: TraceGraph, start: Node, uid: int, lower: Callable[[Block
         graph: the TraceGraph (for its trace count).
         start: the first node.
         uid: a number for the block, unique in the session.
-        lower: builds the block's graph, which also tells which shapes are static (`compile.lowering`).
+        lower: builds the block's graph, which also tells which shapes are static, and raises `Cut` where the
+            transaction rule ends the block (`compile.lowering`).
     """
+    cut: Cut | None = None
+    while True:
+        block = _follow(graph, start, uid, cut)
+        if block.nodes[0].kind is Kind.OWNER:
+            return block
+        try:
+            lower(block)
+        except Cut as found:
+            cut = found  # known only now: nothing after it was looked at, so the shorter block has no other
+        else:
+            return block
+
+
+def _follow(graph: TraceGraph, start: Node, uid: int, cut: Cut | None) -> Block:
     builder = _Builder(uid)
     node: Node | None = start
     seen: set[Node] = set()
@@ -429,11 +402,14 @@ def build_block(graph: TraceGraph, start: Node, uid: int, lower: Callable[[Block
         if node in seen:
             reason = "back edge"
             break
-        if builder.nodes and node.cut_before:
-            reason = node.cut_before
+        if builder.nodes and (node.cut_before or node.kind is Kind.OWNER):
+            reason = node.cut_before or "owner"
             break
-        if not builder.admits(node):
-            reason = "an effect's result feeds a fallible op"
+        if cut is not None and node is cut.node:
+            reason = cut.reason
+            break
+        if len(builder.block.steps) >= MAX_BLOCK:
+            reason = "length"
             break
         builder.add(node)
         seen.add(node)
@@ -449,8 +425,6 @@ def build_block(graph: TraceGraph, start: Node, uid: int, lower: Callable[[Block
     block.nodes = tuple(builder.nodes)
     block.reason = reason or "region end"
     block.built_from = block.revisions
-    if block.nodes[0].kind is not Kind.OWNER:
-        lower(block)
     return block
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from terra_cx.compile.blocks import FEED
+from terra_cx.compile.blocks import KNOWN, LOCAL, PARAM
 from terra_cx.run.block_run import BlockRun, State
-from terra_cx.run.checks import bindings, flat_checks
+from terra_cx.run.checks import flat_checks
 from terra_cx.run.eager import (
     OpFailed,
     annotate,
@@ -234,9 +234,14 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
             recorder.adopt(_real(item), found)
         return found
 
+    def known(item: Any) -> Ref:
+        """A guarded tensor; where it came from in the trace that the node is from means nothing here."""
+        found = recorder.known(item)
+        return found if found is not None else recorder.adopt(item, Known(item, recorder.next_ext()))
+
     for run in log.runs:
         for step in run.block.steps[: run.pos]:
-            recorder.trace.calls.append(_call(run, step, ref_of))
+            recorder.trace.calls.append(_call(run, step, ref_of, known))
             if step.kind is Kind.KNOWN:
                 for out, value in enumerate(step.values):
                     recorder.adopt(value, Known(value, Local(run.start + step.position, out)))
@@ -255,13 +260,18 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
     recorder.position = log.position
 
 
-def _call(run: BlockRun, step: Any, ref_of: Any) -> Call:
+def _call(run: BlockRun, step: Any, ref_of: Any, known: Any) -> Call:
     template: Call = step.node.call
-    # A raw value that was fed is no tensor of the program: the recorder has to see it as raw as before.
-    refs: list[Ref] = [
-        known if bound is None or check[0] == FEED else ref_of(bound)
-        for check, bound, known in zip(flat_checks(step), bindings(run, step), template.inputs, strict=False)
-    ]
+    refs: list[Ref] = []
+    for check, recorded in zip(flat_checks(step), template.inputs, strict=False):
+        if check[0] == LOCAL and run.slots[check[1]] is not None:
+            refs.append(ref_of(run.slots[check[1]]))
+        elif check[0] == PARAM:
+            refs.append(ref_of(run.params[check[1]]))
+        elif check[0] == KNOWN:
+            refs.append(known(check[1]))
+        else:
+            refs.append(recorded)  # raw values; the owner's ops have no checks and no arguments here
     moved = run.start + step.position
     inner = tuple(
         Call(

@@ -16,6 +16,7 @@ from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits
 from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.signature import signature_of
+from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
@@ -138,10 +139,13 @@ class Taping(ABC):
             return None  # nobody listens
         if not self._mine() or self.busy:
             return REAL[name](op, resolve_all(list(outputs)), resolve_all(list(inputs)), *rest)
+        detail = gradient_detail(op, outputs, inputs, rest)
+        if detail is None or not all(type(t) is Placeholder for t in outputs):
+            # Known steps hold no such thing: the recorder says whether it can be known.
+            recorder = self.diverge("user-gradient", f"{op}: {UNSEEN}")
+            return recorder.record_operation(name, op, outputs, inputs, *rest)
         kept = [[t._slot if type(t) is Placeholder else t for t in group] for group in (outputs, inputs)]
-        self._event(
-            "record", args=(name, op, kept[0], kept[1], rest), detail=(str(op), len(kept[0]), len(kept[1]))
-        )
+        self._event("record", args=(name, op, kept[0], kept[1], rest), detail=detail)
         return None
 
     def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:

@@ -243,30 +243,29 @@ class Boundary:
         if self.installed:
             return
         self.installed = True
+        tapes = self.of_tapes
         setters: dict[str, Callable[..., Any]] = {
-            "TFE_Py_TapeSetNew": lambda *a: self.handler.tape_new(*a),
-            "TFE_Py_TapeSetAdd": lambda tape: self.handler.tape_add(tape),
-            "TFE_Py_TapeSetRemove": lambda tape: self.handler.tape_remove(tape),
-            "TFE_Py_TapeSetStopOnThread": lambda: self.handler.tape_stop(),
-            "TFE_Py_TapeSetRestartOnThread": lambda: self.handler.tape_restart(),
-            "TFE_Py_TapeWatch": lambda tape, tensor: self.handler.tape_watch(tape, tensor),
-            "TFE_Py_TapeWatchVariable": lambda tape, variable: self.handler.tape_watch_variable(
-                tape, variable
-            ),
-            "TFE_Py_TapeVariableAccessed": lambda variable: self.handler.variable_accessed(variable),
+            "TFE_Py_TapeSetNew": lambda *a: tapes().tape_new(*a),
+            "TFE_Py_TapeSetAdd": lambda tape: tapes().tape_add(tape),
+            "TFE_Py_TapeSetRemove": lambda tape: tapes().tape_remove(tape),
+            "TFE_Py_TapeSetStopOnThread": lambda: tapes().tape_stop(),
+            "TFE_Py_TapeSetRestartOnThread": lambda: tapes().tape_restart(),
+            "TFE_Py_TapeWatch": lambda tape, tensor: tapes().tape_watch(tape, tensor),
+            "TFE_Py_TapeWatchVariable": lambda tape, variable: tapes().tape_watch_variable(tape, variable),
+            "TFE_Py_TapeVariableAccessed": lambda variable: tapes().variable_accessed(variable),
             "TFE_Py_TapeGradient": lambda *a: self.handler.tape_gradient(*a),
-            "TFE_Py_RecordGradient": lambda *a: self.handler.record_gradient(*a),
+            "TFE_Py_RecordGradient": lambda *a: tapes().record_gradient(*a),
             "TFE_ContextClearCaches": lambda *a: self.handler.query("TFE_ContextClearCaches", *a),
             "TFE_Py_ExecuteCancelable": lambda *a: self.handler.query("TFE_Py_ExecuteCancelable", *a),
         }
         for name in TAPES:
             if "RecordOperation" in name:
-                setters[name] = lambda *a, _name=name: self.handler.record_operation(_name, *a)
+                setters[name] = lambda *a, _name=name: tapes().record_operation(_name, *a)
         for name in (*TENSORS, *_DLPACK):
             if name in _VALUES:
                 setters[name] = lambda *a, _name=name: REAL[_name](*[resolve_all(arg) for arg in a])
             else:
-                setters[name] = lambda *a, _name=name: self.handler.query(_name, *a)
+                setters[name] = lambda *a, _name=name: tapes().query(_name, *a)
         for name, function in setters.items():
             if name in REAL:
                 setattr(pywrap_tfe, name, function)
@@ -287,6 +286,13 @@ class Boundary:
         self.handler = handler
         pywrap_tfe.TFE_Py_FastPathExecute = handler.fast
         pywrap_tfe.TFE_Py_Execute = handler.execute
+
+    def of_tapes(self) -> Handler:
+        """Who hears of tapes: the handler in charge, but nobody while the graph of a function is being built.
+
+        Its tensors are symbols and its tapes its own; to take them for the region's would lose their gradients.
+        """
+        return self.handler if native.executing_eagerly() else self.passive
 
     def watch_reads(self, seen: Callable[[Any], None] | None) -> None:
         """Call ``seen`` whenever Python reads the value of a real eager tensor; None stops it."""

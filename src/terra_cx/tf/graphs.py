@@ -188,6 +188,15 @@ class GraphBuilder:
         shape = symbol.shape
         return tuple(shape.as_list()) if shape.is_fully_defined() else None
 
+    @staticmethod
+    def fixed(handle: Any) -> bool:
+        """Whether the variable with this handle can have one shape only."""
+        data = getattr(handle, "_handle_data", None)
+        if data is None or not data.is_set or len(data.shape_and_type) != 1:
+            return False
+        shape = data.shape_and_type[0].shape
+        return not shape.unknown_rank and all(dim.size >= 0 for dim in shape.dim)
+
     def finish(
         self, outputs: Sequence[Any], control: Sequence[Any], single_threaded: bool
     ) -> CompiledFunction:

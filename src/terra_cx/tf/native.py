@@ -30,6 +30,7 @@ __all__ = [
     "context",
     "convert_variable",
     "dtype_of",
+    "executing_eagerly",
     "host_value",
     "is_raw",
     "is_variable",
@@ -53,6 +54,8 @@ EagerTensorBase: Any = ops._EagerTensorBase
 FallbackException: type[BaseException] = _core._FallbackException
 NotOkStatus: type[BaseException] = _core._NotOkStatusException
 ResourceVariable: type = resource_variable_ops.BaseResourceVariable
+
+executing_eagerly: Callable[[], bool] = _context.executing_eagerly
 
 _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]

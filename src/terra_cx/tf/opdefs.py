@@ -2,8 +2,8 @@
 
 The classes below are deliberately pessimistic: an op that is not known to be harmless runs by itself, in
 order, on the owner thread, exactly as in eager. ``INFALLIBLE`` lists ops whose kernels have nothing left to
-refuse once dtypes and shapes are validated; every other op may fail and is ordered before all effects of its
-block.
+refuse once dtypes and shapes are validated and arguments (axes, sizes, offsets) guarded; every other op may
+fail and is ordered before all effects of its block.
 
 Source: ``OpDef.is_stateful`` and the op registry of TensorFlow 2.21.
 """
@@ -100,18 +100,26 @@ MirrorPadGrad OneHot Pack Pad PadV2 Prod Rank Range ResizeBilinear ResizeBilinea
 ResizeNearestNeighborGrad Reshape ReverseV2 Roll Shape ShapeN Size Slice Softmax SoftmaxCrossEntropyWithLogits
 SpaceToDepth Split SplitV Squeeze StridedSlice StridedSliceGrad Sum Tile Transpose Unpack ZerosLike TopKV2
 """
-INFALLIBLE = frozenset(_ELEMENTWISE.split()) | frozenset(_STRUCTURED.split())
-"""Pure ops that cannot fail once dtypes and *static* shapes are validated (integer division is handled apart)."""
+_STRUCTURED_OPS = frozenset(_STRUCTURED.split())
+INFALLIBLE = frozenset(_ELEMENTWISE.split()) | _STRUCTURED_OPS
+"""Pure ops that cannot fail once dtypes and *static* shapes are validated and their arguments guarded (`fallible`)."""
 
-_ARGUMENTS = frozenset(_STRUCTURED.split())
-"""Ops some of whose integer inputs are arguments (axes, sizes, offsets) that the kernel may refuse."""
-_OUTSIDE = frozenset({"ReadFile", "MatchingFiles", "DecodeProtoV2", "EncodeProto"})
-"""Ops that are not marked stateful and yet depend on the world outside."""
-_INTEGERS = frozenset({3, 9, 5, 6, 4, 17, 22, 23})
-
-_INTEGER_DIVISION = frozenset(
-    {"Div", "FloorDiv", "FloorMod", "TruncateDiv", "Mod", "TruncateMod", "RealDiv", "Pow"}
-)
+_ANY_VALUE = {"OneHot": frozenset({"indices"}), "Roll": frozenset({"shift"})}
+"""Integer inputs of structured ops that are data: no value of them is refused."""
+_ALL_ARGUMENTS = frozenset({"Range"})
+"""Ops all of whose inputs are arguments, of whatever type (a step of 0.0 is refused)."""
+_DIVISIONS = frozenset({"Div", "FloorDiv", "FloorMod", "TruncateDiv", "Mod", "TruncateMod", "RealDiv", "Pow"})
+"""Ops that refuse some values of their second input if it is an integer: zero, or for Pow what is below."""
+_OUTSIDE_NAMES = """
+ReadFile MatchingFiles GenerateVocabRemapping DecodeProtoV2 EncodeProto ImmutableConst GetDeadline GetTpuTaskId
+Abort InplaceAdd InplaceSub InplaceUpdate _ParallelConcatUpdate ExtractGlimpse ExtractGlimpseV2 Copy CopyHost
+DebugIdentity DebugNanCount DebugNumericSummary CustomAggregator
+"""
+_OUTSIDE = frozenset(_OUTSIDE_NAMES.split())
+"""Ops that are not marked stateful and yet depend on the world outside, change their input, or draw noise."""
+_STATE_ATTRS = frozenset({"seed", "seed2", "container", "shared_name", "token"})
+"""Attributes of ops that keep something between calls, or call Python, marked stateful or not."""
+_RESOURCE, _VARIANT = 20, 21
 
 
 @functools.cache
@@ -130,9 +138,10 @@ def classify(op: str) -> Kind:
     definition = op_def(op)
     if definition is None or definition.is_stateful or definition.is_distributed_communication:
         return Kind.OWNER
-    if any(attr.type in ("func", "list(func)") for attr in definition.attr):
+    if any(attr.type in ("func", "list(func)") or attr.name in _STATE_ATTRS for attr in definition.attr):
         return Kind.OWNER
-    if any(arg.is_ref for arg in (*definition.input_arg, *definition.output_arg)):
+    # What a variant holds (a dataset, a list of tensors) can neither be seen through nor compared.
+    if any(arg.is_ref or arg.type == _VARIANT for arg in (*definition.input_arg, *definition.output_arg)):
         return Kind.OWNER
     return Kind.PURE
 
@@ -140,22 +149,44 @@ def classify(op: str) -> Kind:
 def fallible(op: str, dtypes: tuple[int, ...], static: bool, guarded: tuple[bool, ...] = ()) -> bool:
     """Whether a pure op's kernel may refuse a value.
 
+    Where dtypes and shapes are what they were, only *arguments* are left to refuse: axes, sizes, offsets, divisors. One
+    that is guarded was accepted by this very kernel with these very shapes; one that is not may be anything.
+
     Args:
         op: the op's name.
-        dtypes: ``DataType`` enums of its inputs.
-        static: whether all its output shapes are known from shape inference (a dynamic reshape may fail).
-        guarded: for each input, whether its value is guarded (an axis or offset that may change may be refused).
+        dtypes: ``DataType`` enums of its flat inputs, 0 where not known.
+        static: whether all its shapes are known from shape inference (a dynamic reshape may fail).
+        guarded: for each flat input, whether its value is guarded.
     """
     if op not in INFALLIBLE or not static:
         return True
-    if op in _ARGUMENTS:
-        checked = guarded or (False,) * len(dtypes)
-        if any(
-            not known and dtype in _INTEGERS for dtype, known in zip(dtypes[1:], checked[1:], strict=False)
-        ):
-            return True
-    # Division by zero is an error for integers only.
-    return op in _INTEGER_DIVISION and bool(dtypes) and dtype_of(dtypes[0]).is_integer
+    places = _arguments(op)
+    if op in _DIVISIONS and not any(enum and not dtype_of(enum).is_integer for enum in dtypes):
+        places = (1,)
+    return not all(-len(guarded) <= place < len(guarded) and guarded[place] for place in places)
+
+
+@functools.cache
+def _arguments(op: str) -> tuple[int, ...]:
+    """The flat inputs of a listed op that are arguments; those after a list of inputs are counted from the end."""
+    if op not in _STRUCTURED_OPS:
+        return ()
+    definition = op_def(op)
+    integral = {
+        attr.name
+        for attr in definition.attr
+        if attr.type == "type"
+        and attr.HasField("allowed_values")
+        and all(dtype_of(enum).is_integer for enum in attr.allowed_values.list.type)
+    }
+    places = []
+    after_list = False
+    for index, arg in enumerate(definition.input_arg):
+        after_list = after_list or bool(arg.number_attr or arg.type_list_attr)
+        integer = arg.type_attr in integral or (arg.type and dtype_of(arg.type).is_integer)
+        if op in _ALL_ARGUMENTS or (integer and arg.name not in _ANY_VALUE.get(op, ())):
+            places.append(index - len(definition.input_arg) if after_list else index)
+    return tuple(places)
 
 
 @functools.cache

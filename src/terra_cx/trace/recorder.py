@@ -17,6 +17,7 @@ import numpy as np
 
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
+from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail, has_foreign_gradient
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify, input_dtypes
 from terra_cx.tf.placeholder import Placeholder, resolve_all
@@ -99,10 +100,16 @@ class Recorder:
         self.on_overrun: Callable[[], None] = lambda: None
 
     # -- where tensors come from ---------------------------------------------------------------------------------
-    def adopt(self, tensor: Any, ref: Ref) -> None:
-        """Note that ``tensor`` (kept alive until the trace is merged) is what ``ref`` stands for."""
+    def adopt(self, tensor: Any, ref: Ref) -> Ref:
+        """Note that ``tensor`` (kept alive until the trace is merged) is what ``ref`` stands for; returns that."""
         self._refs[id(tensor)] = ref
         self._keep.append(tensor)
+        return ref
+
+    def known(self, tensor: Any) -> Known | None:
+        """What a guarded tensor is, if it is known as one."""
+        found = self._refs.get(id(tensor))
+        return found if isinstance(found, Known) else None
 
     def adopt_tape(self, tape: Any) -> None:
         """Number a native tape in order of creation."""
@@ -275,6 +282,8 @@ class Recorder:
         if gap > 0.0 and self.trace.calls:
             self.trace.gaps[self.position - 1] = gap
         self.trace.calls.append(call)
+        if kind is Kind.PURE and self._recording() and has_foreign_gradient(op):
+            self.refuse("user-gradient", f"{op}: {UNSEEN}", call.site)
         differentiable = kind is Kind.OWNER and classify(op) is not Kind.DRAW
         if differentiable and self._recording() and any(s.dtype in _FLOATS for s in call.outputs):
             self.refuse("opaque-under-tape", f"{op} computes under an open tape", call.site)
@@ -286,6 +295,8 @@ class Recorder:
             return (
                 Kind.OWNER
             )  # its numbers depend on a tensor: the graph runner could not draw them beforehand
+        if kind is Kind.PURE and any(out._datatype_enum() in (_RESOURCE, _VARIANT) for out in outputs):
+            return Kind.OWNER  # another name for something whose reads and writes are ordered by its name
         if kind is not Kind.PURE or self._inner is not None or not outputs:
             return kind
         if not all(is_guardable(out) for out in outputs):
@@ -360,8 +371,14 @@ class Recorder:
     def record_operation(self, name: str, op: Any, outputs: Any, inputs: Any, *rest: Any) -> Any:
         """The three ``TFE_Py_TapeSetRecordOperation*`` functions (custom gradients, calls of ``tf.function``)."""
         outputs, inputs = resolve_all(list(outputs)), resolve_all(list(inputs))
-        if self._inner is None and self._recording():
-            self._tape_event("record", detail=(str(op), len(outputs), len(inputs)))
+        if get_ident() == self._owner and self._recording():
+            detail = gradient_detail(op, outputs, inputs, rest)
+            if any(id(out) not in self._refs and out._datatype_enum() in _FLOATS for out in outputs):
+                self.refuse("opaque-under-tape", f"{op} made a tensor under an open tape that no op made")
+            elif detail is None:
+                self.refuse("user-gradient", f"{op}: {UNSEEN}")
+            elif self._inner is None:
+                self._tape_event("record", detail=detail)
         return REAL[name](op, outputs, inputs, *rest)
 
     def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
@@ -387,7 +404,8 @@ class Recorder:
         output_gradients = resolve_all(output_gradients)
         given = [g for g in output_gradients or () if g is not None]
         flat = [*target, *given, *sources]
-        if get_ident() != self._owner or not all(isinstance(tensor, EagerTensor) for tensor in flat):
+        eager = native.executing_eagerly() and all(isinstance(tensor, EagerTensor) for tensor in flat)
+        if get_ident() != self._owner or not eager:
             # Another thread, or a graph that is being traced: none of the region's business.
             return _gradient(tape, target, sources, output_gradients, resolve_all(sources_raw), unconnected)
         number = next((i for i, known in enumerate(self._tapes) if known is tape), -1)

@@ -23,11 +23,12 @@ import numpy as np
 
 from terra_cx.tf.opdefs import SEED_ATTRS, Kind
 from terra_cx.tf.slots import Spec
-from terra_cx.trace.records import Call, Ext, Known, Local, Resource, TapeEvent, Trace
-from terra_cx.trace.rules import Need, Rule, Uses, rule_of
+from terra_cx.trace.records import Call, Captured, Ext, Known, Local, Resource, TapeEvent, Trace
+from terra_cx.trace.rules import Need, Rule, Uses, rule_of, same_known
 
 __all__ = ["GAP_SECONDS", "MergeResult", "Node", "TraceGraph", "freeze"]
 
+_OPAQUE = frozenset({20, 21})  # resource, variant
 GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
 
@@ -240,6 +241,8 @@ class TraceGraph:
                 if node.kind is Kind.GRADIENT:
                     self._gradients.setdefault(self._loose(key, call), []).append(node)
             elif call.node is None:
+                if call.kind is Kind.GRADIENT and not _same_constants(node.call, call):
+                    node.signature = ("unmatched", id(call))  # its code decides by something nobody sees
                 widened = self._widen(node, call, producers, uses, turns[node])
                 result.widened += widened
             else:
@@ -535,6 +538,23 @@ class ExternalNames:
         """The name of an external thing, compared by equality of ``thing``."""
         key = ("r", id(thing.tensor)) if isinstance(thing, Resource) else thing
         return self._names.setdefault(key, len(self._names))
+
+
+def _same_constants(one: Call, other: Call) -> bool:
+    """Whether two executions of one gradient made the same tensors of their own (if they ran the same ops)."""
+    ops = [[inner.op for inner in call.inner] for call in (one, other)]
+    if ops[0] != ops[1]:
+        return True  # their order may vary
+    pairs = zip(
+        (ref for inner in one.inner for ref in inner.inputs),
+        (ref for inner in other.inner for ref in inner.inputs),
+        strict=True,
+    )
+    return all(
+        a.tensor._datatype_enum() in _OPAQUE or same_known(a.tensor, b.tensor)
+        for a, b in pairs
+        if isinstance(a, Captured) and isinstance(b, Captured)
+    )
 
 
 def spec_text(spec: Spec) -> str:
