@@ -42,8 +42,12 @@ __all__ = ["Session", "current"]
 
 _WARM = 2
 """Visits of one anchor after which the program is surveyed."""
-_SURVEY_VISITS = 2000
-"""Probe visits in one survey; a survey that found no step by then is repeated when the program is ten times warmer."""
+_SURVEY_VISITS, _MOST_SURVEY_VISITS = 2000, 64_000
+"""Probe visits in the first survey, and in any; each further one has twice as many."""
+_SURVEY_GRACE, _SURVEY_SHARE = 0.5, 0.05
+"""Surveys that find no step may take so many seconds, and that part of the time that has passed.
+(Time and not visits: a preparation in pure Python visits its loops more often than any training ever will.)
+"""
 _FOREIGN = 50
 """Visits of another anchor, in a region that has left what is known, after which the program is surveyed again."""
 _MARKS = 8
@@ -81,7 +85,10 @@ class Session:
         self.conductor: Conductor | None = None
         self._surveyor: Surveyor | None = None
         self._surveyed = 0
-        self._warm = _WARM
+        self._survey_visits = _SURVEY_VISITS
+        self._survey_start = 0.0
+        self._fruitless = 0.0
+        self._next_survey = self._begun = time.perf_counter()
         self._counts: defaultdict[int, int] = defaultdict(int)
         self._marks: defaultdict[int, list[float]] = defaultdict(list)
         self._total = 0
@@ -179,7 +186,12 @@ class Session:
         """Nothing is hot yet: count."""
         counts = self._counts
         counts[anchor_id] += 1
-        if counts[anchor_id] >= self._warm and threading.get_ident() == self.owner and _tensorflow_ready():
+        if (
+            counts[anchor_id] >= _WARM
+            and time.perf_counter() >= self._next_survey
+            and threading.get_ident() == self.owner
+            and _tensorflow_ready()
+        ):
             self._guarded(self._begin_survey, anchor_id, sys._getframe(1))
 
     def _begin_survey(self, anchor_id: int, frame: FrameType) -> None:
@@ -200,6 +212,7 @@ class Session:
         self.conductor.boundary.install()
         self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
         self._surveyed = 0
+        self._survey_start = time.perf_counter()
         self.conductor.boundary.use(self._surveyor)
         setattr(builtins, PROBE, self._survey_probe)
         self._survey(anchor_id, frame)
@@ -234,10 +247,12 @@ class Session:
             self._activate(anchor_id, frame)
             return
         self._surveyed += 1
-        if self._surveyed > _SURVEY_VISITS:
+        if self._surveyed > self._survey_visits:
             self._surveyor = None
             self._patience *= 10
-            self._warm = max(self._counts.values(), default=_WARM) * 10
+            self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)
+            self._fruitless += time.perf_counter() - self._survey_start
+            self._next_survey = self._begun + (self._fruitless - _SURVEY_GRACE) / _SURVEY_SHARE
             assert self.conductor is not None
             self.conductor.boundary.use(self.conductor.boundary.passive)
             setattr(builtins, PROBE, self._active_probe if self.conductor.anchors else self._idle_probe)
@@ -272,7 +287,10 @@ class Session:
                 conductor.observer.loop_visit(anchor_id, frame)
             self._foreign[anchor_id] += 1
             if self._foreign[anchor_id] > self._patience:
-                self._guarded(self._survey_again, anchor_id, frame)
+                if conductor.region_runs(frame, self.table.covers):
+                    self._foreign.clear()  # a loop inside the step
+                else:
+                    self._guarded(self._survey_again, anchor_id, frame)
 
     def _barrier(self) -> None:
         if self.conductor is not None and not self._broken:

@@ -125,7 +125,8 @@ class Block:
     """Why the block runs op by op for ever (its compiled form differed, or could not be built)."""
     barriers: bool = False
     runs: int = 0
-    signatures: dict[Any, Any] = field(default_factory=dict)
+    dynamic: tuple[tuple[int, Any, int], ...] | None = None
+    """Uses of outputs whose shape only the value tells (see `run.signature`), once they were asked for."""
     built_from: tuple[Any, ...] = ()
     """`revisions` when it was built."""
 

@@ -45,6 +45,8 @@ class Fallback:
 class ActiveAnchor:
     """See the module's page. Times are in seconds."""
 
+    id: int
+    """Its number in the anchor table."""
     line: str
     graph: TraceGraph
     next_uid: Callable[[], int]

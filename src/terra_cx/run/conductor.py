@@ -86,6 +86,7 @@ class Conductor:
         self._region_start = 0.0
         self._compiling = 0.0
         self._frame = 0
+        self._code: Any = None
         self._skeletons: dict[int, Skeleton] = {}
         self.owner = threading.get_ident()
 
@@ -93,7 +94,11 @@ class Conductor:
     def activate(self, anchor_id: int, line: str, eager_times: list[float]) -> ActiveAnchor:
         """Make an anchor active; its next regions are traced."""
         anchor = ActiveAnchor(
-            line, TraceGraph(self.options.max_nodes), lambda: next(self._uids), needed=self.options.warmup
+            anchor_id,
+            line,
+            TraceGraph(self.options.max_nodes),
+            lambda: next(self._uids),
+            needed=self.options.warmup,
         )
         anchor.eager_times = eager_times
         self.anchors[anchor_id] = anchor
@@ -116,6 +121,7 @@ class Conductor:
         self.visits.clear()
         self._region_start = time.perf_counter()
         self._frame = id(frame)  # not the frame: it would keep the user's variables alive
+        self._code = frame.f_code
         if anchor.stage is not Stage.CO:
             # What follows runs natively: everything handed over must be done first.
             self.drain()
@@ -206,6 +212,19 @@ class Conductor:
         if self.options.mode == "lazy" or self.options.pace != "measured":
             return
         anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
+
+    def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:
+        """Whether ``frame`` is below the loop or function in which the present region began.
+
+        Args:
+            frame: the innermost frame.
+            covers: tells whether an anchor's loop holds a byte offset (`observe.anchors.AnchorTable.covers`).
+        """
+        while frame is not None and self.current is not None:
+            if id(frame) == self._frame and frame.f_code is self._code:
+                return covers(self.current.id, frame.f_lasti)
+            frame = frame.f_back
+        return False
 
     def leave_region(self) -> None:
         """The program is somewhere else for good: what was recorded of the region is no step and is dropped.

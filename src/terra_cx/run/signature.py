@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from terra_cx.compile.blocks import Block
 from terra_cx.run.block_run import BlockRun
 from terra_cx.run.checks import bindings
 from terra_cx.run.region_log import RegionLog
-from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.opdefs import SHAPELESS, Kind
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.rules import Need
 from terra_cx.trace.tracegraph import ExternalNames
 
-__all__ = ["signature_of"]
+__all__ = ["signature_of", "unknown_shapes"]
 
 _MOST = 1000
 """Signatures that are remembered; a program with more combinations computes them again."""
@@ -48,6 +49,10 @@ def signature_of(known: dict[Any, Any], log: RegionLog, tape: int, asked: list[A
             return numbers[id(thing.run)], thing.index
         return names.setdefault(id(thing), len(names))
 
+    if any(_dynamic(run, start) for run in runs) or any(
+        type(thing) is Slot and thing.spec.shape is None for thing in asked
+    ):
+        return ("dynamic", object())  # the gradient's ops have shapes of the trace in them: equal to nothing
     key = (
         tuple((run.block.uid, run.pos, run.start - start, *map(name, run.params)) for run in runs),
         tuple(
@@ -69,6 +74,58 @@ def signature_of(known: dict[Any, Any], log: RegionLog, tape: int, asked: list[A
             known.clear()
         found = known[key] = _compute(log, tape, start, events, accesses, asked)
     return found
+
+
+def unknown_shapes(log: RegionLog, tape: int) -> list[Slot]:
+    """Slots whose shape only their value tells, that an op under the tape took, and that have no value yet."""
+    start = log.created(tape)
+    runs = [run for run in log.runs if run.position > start]
+    return [
+        slot
+        for run in runs
+        for slot, _ in _dynamic_uses(run, start)
+        if slot is not None and slot.value is None
+    ]
+
+
+def _dynamic(run: BlockRun, start: int) -> bool:
+    """Whether ops under the tape took something whose shape is not the recorded one, or not known."""
+    return any(
+        slot is None or slot.value is None or slot.value._shape_tuple() != shape
+        for slot, shape in _dynamic_uses(run, start)
+    )
+
+
+def _dynamic_uses(run: BlockRun, start: int) -> list[tuple[Slot | None, tuple[int, ...] | None]]:
+    block = run.block
+    if block.dynamic is None:
+        block.dynamic = tuple(_uses_in(block))
+    if not block.dynamic:
+        return []
+    # The step that is validated next counts as well: it may be the gradient.
+    return [
+        (run.slots[flat], shape)
+        for flat, shape, number in block.dynamic
+        if number <= run.pos and run.start + block.steps[number].position >= start
+    ]
+
+
+def _uses_in(block: Block) -> list[tuple[int, tuple[int, ...] | None, int]]:
+    """Outputs whose shape only the value tells, and that an op of the block takes: (flat, recorded shape, step)."""
+    shapes = {
+        step.base + out: step.node.call.outputs[out].shape
+        for step in block.steps
+        if step.kind in (Kind.PURE, Kind.READ)
+        for out, spec in enumerate(step.specs)
+        if spec.shape is None
+    }
+    return [
+        (source[1], shapes[source[1]], number)
+        for number, step in enumerate(block.steps if shapes else [])
+        for op in block.ops[slice(*step.ops)]
+        for index, source in enumerate(op.inputs)
+        if source[0] == "l" and source[1] in shapes and (op.op, index) not in SHAPELESS
+    ]
 
 
 def _compute(
@@ -101,8 +158,6 @@ def _compute(
             for out in range(outs):
                 slot = run.slots[step.base + out]
                 if slot is not None:
-                    if slot.spec.shape is None and position >= start:
-                        return ("dynamic", object())  # the gradient's ops have shapes of the trace in them
                     latest[step.node, out] = slot
     seen = tuple(
         (

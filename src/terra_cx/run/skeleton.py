@@ -384,16 +384,19 @@ class Skeleton(Taping):
             FallbackException: an argument must be converted by Python; the op arrives again through
             `execute`.
         """
-        width = len(arg_layout(op))
+        rows = arg_layout(op)
+        width = len(rows)
         inputs: list[Any] = []
         changed = False
-        for arg in args[:width]:
-            items = arg if isinstance(arg, (list, tuple)) else (arg,)
-            for item in items:
+        for arg, (_, _, _, many) in zip(args, rows, strict=False):
+            one = not isinstance(arg, _SEQUENCES)
+            for item in (arg,) if one else arg:
                 kind = type(item)
-                if kind is Placeholder or kind is EagerTensor or isinstance(item, (*_RAW, list, tuple)):
-                    continue
-                if not native.is_variable(item):
+                if kind is Placeholder or kind is EagerTensor:
+                    if one or many:
+                        continue
+                    raise FallbackException("terra-cx: tensors in a list are packed by an op of their own")
+                if not isinstance(item, (*_RAW, list, tuple)) and not native.is_variable(item):
                     raise FallbackException("terra-cx: an argument needs conversion")
             if native.is_variable(arg):
                 arg = native.convert_variable(arg)

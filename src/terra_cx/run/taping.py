@@ -15,7 +15,7 @@ from terra_cx.compile.blocks import Step
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits
 from terra_cx.run.region_log import Event, RegionLog
-from terra_cx.run.signature import signature_of
+from terra_cx.run.signature import signature_of, unknown_shapes
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
 from terra_cx.tf.opdefs import Kind
@@ -185,6 +185,8 @@ class Taping(ABC):
             given = [g for g in output_gradients or () if g is not None]
             present = tuple(g is not None for g in output_gradients) if output_gradients is not None else None
             attrs = (number, len(target), len(sources), present, str(unconnected))
+            for slot in unknown_shapes(log, number):
+                slot.resolve()
             answer = self._validated(attrs, [*target, *given, *sources], number)
             if answer is not None:
                 if not log.persistent(number):
@@ -241,6 +243,9 @@ class Taping(ABC):
         for number, node, out, turn in step.implicit:
             bound = known.get((node, out, turn))
             if bound is None or (type(bound) is Slot and bound.run is run):
+                return False
+            unknown = type(bound) is Slot and bound.spec.shape is None
+            if unknown and bound.resolve()._shape_tuple() != run.block.params[number].shape:
                 return False
             run.params[number] = bound
         return all(

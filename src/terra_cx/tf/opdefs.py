@@ -18,7 +18,7 @@ import numpy as np
 
 from terra_cx.tf.native import dtype_of, op_def
 
-__all__ = ["INFALLIBLE", "Kind", "arg_layout", "attr_pairs", "classify", "input_dtypes"]
+__all__ = ["INFALLIBLE", "SHAPELESS", "Kind", "arg_layout", "attr_pairs", "classify", "input_dtypes"]
 
 
 class Kind(Enum):
@@ -78,6 +78,9 @@ SEED_ATTRS = frozenset({"seed", "seed2"})
 
 SHAPE_OPS = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 """Ops whose result follows from the static shape of their inputs."""
+
+SHAPELESS = frozenset({("FusedBatchNormGradV3", 3), ("FusedBatchNormGradV3", 4), ("FusedBatchNormGradV3", 5)})
+"""Arguments (op, number) that are passed on between kernels, and whose shape nothing else depends on."""
 
 _ELEMENTWISE = """
 Abs Acos Acosh Add AddN AddV2 Angle Asin Asinh Atan Atan2 Atanh BiasAdd BiasAddGrad BiasAddV1 Cast Ceil

@@ -83,6 +83,8 @@ class _Round:
     """Without what happened in rounds of loops inside it."""
     inner: dict[int, int]
     """Complete rounds of scopes inside it, by anchor."""
+    work: dict[int, _Tally]
+    """What happened in these."""
 
 
 _Stack = dict[int, tuple[CodeType, int]]
@@ -110,6 +112,7 @@ class _Scope:
     inside: _Tally = field(default_factory=_Tally)
     """What happened in rounds of loops inside it."""
     inner: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    work: defaultdict[int, _Tally] = field(default_factory=lambda: defaultdict(_Tally))
 
 
 @dataclass(slots=True)
@@ -164,6 +167,11 @@ class Survey:
         self._clock += 1
         if (self._tape_depth if tape_depth is None else tape_depth) > 0:
             self._taped.add(anchor_id)
+        if self._scopes and anchor.kind == "loop":
+            innermost = self._scopes[-1]
+            if innermost.anchor is anchor and innermost.frame == id(frame) and innermost.code is frame.f_code:
+                self._finish_round()  # the commonest visit by far; the stack need not be looked at
+                return
         stack = _stack(frame)
         if anchor.kind == "function":
             # The frame is new: a loop that is known by its id ran in a frame that is gone.
@@ -271,18 +279,20 @@ class Survey:
         history.rounds += 1
         history.with_gradients += own.gradients > 0
         history.with_writes += own.writes > 0
-        history.recent.append(_Round(scope.total, own, dict(scope.inner)))
+        history.recent.append(_Round(scope.total, own, dict(scope.inner), dict(scope.work)))
         history.around = tuple((s.anchor.id, s.repeats) for s in outer if s.anchor.id not in self._taped)
         history.latest = self._clock
         for around in outer:
             around.inner[anchor] += 1
+            around.work[anchor].add(scope.total)
             most = self._histories[around.anchor.id].most_inner
             most[anchor] = max(most[anchor], around.inner[anchor])
         if outer:
             # What is under a tape, or in a function, is the work of the loop around it.
             is_round = scope.anchor.kind == "loop" and anchor not in self._taped
             outer[0].inside.add(scope.total if is_round else scope.inside)
-        scope.total, scope.inside, scope.inner = _Tally(), _Tally(), defaultdict(int)
+        scope.total, scope.inside = _Tally(), _Tally()
+        scope.inner, scope.work = defaultdict(int), defaultdict(_Tally)
 
     # -- the rule --------------------------------------------------------------------------------------------
     def choice(self) -> Choice | None:
@@ -343,7 +353,7 @@ class Survey:
                 continue
             if outer.most_inner[anchor] > _MOST_INNER:
                 return Choice(anchor, f"{reason}, many times per round of the loop around it")
-            if not all(_does_step_work(round_.own, inner) for round_ in outer.recent):
+            if not all(_does_step_work(round_, anchor, inner) for round_ in outer.recent):
                 return Choice(anchor, f"{reason}; the loop around it does not")
             if len(outer.recent) < _ROUNDS:
                 return None
@@ -354,15 +364,19 @@ class Survey:
             anchor, reason = done[0], f"the loop around one that {work} {times} times in each round"
 
 
-def _does_step_work(own: _Tally, inner: _Tally) -> bool:
-    """Whether a round's own work, outside the loop inside it, is of a step's kind.
+def _does_step_work(outer: _Round, anchor: int, inner: _Tally) -> bool:
+    """Whether a round around the loop ``anchor`` does work of a step's kind itself, outside the loops inside it.
 
     A generator's update next to those of a critic takes a gradient; the update after several micro-batches
     writes at least as many variables as a micro-batch. What epochs do of their own (reset metrics, set the
-    learning rate) is less. Where nothing takes gradients, the number of ops decides.
+    learning rate) is less. Micro-batches that write nothing leave all writing to what is around them, which may
+    be a loop over the variables. Where nothing takes gradients, the number of ops decides.
     """
+    own = outer.own
     if not inner.gradients:
         return own.ops >= inner.ops
+    if not inner.writes:
+        own = outer.total.without(outer.work.get(anchor, _Tally()))
     return own.gradients > 0 or own.writes >= max(1, inner.writes)
 
 

@@ -1,0 +1,146 @@
+"""Programs that were once computed wrongly, or not co-executed at all: a few lines of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from truth import both_ways
+
+STEPS = 50
+
+
+def variable(*shape):
+    return tf.Variable(np.random.default_rng(1).normal(size=shape).astype(np.float32))
+
+
+def rows(rng, *shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def batches_of_three_sizes(rng, w):
+    """A gradient was fed the constant of another op, after a region that had diverged."""
+    x = rows(rng, int(rng.choice([3, 4, 5])), 4)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(tf.matmul(x, w))) / 2.0
+    return loss, tape
+
+
+def a_branch_with_an_operand_of_numpy(rng, w):
+    """The same, by a branch."""
+    with tf.GradientTape() as tape:
+        y = tf.matmul(rows(rng, 4, 4), w)
+        y = y - tf.reduce_mean(y, axis=[0, 1])
+        if rng.random() < 0.3:
+            y = tf.matmul(np.eye(4, dtype=np.float32) / 2, y)
+        loss = tf.reduce_mean(y * y) + 1e-3 * tf.reduce_sum(w * w)
+    return loss, tape
+
+
+def logits_of_three_dimensions(rng, w):
+    """A list with a tensor in it is refused by native code, which the skeleton did not know."""
+    labels = rng.integers(0, 4, size=(2, 3))
+    with tf.GradientTape() as tape:
+        logits = tf.matmul(rows(rng, 2, 3, 4), w)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+    return loss, tape
+
+
+def an_output_of_unknown_shape_that_nobody_takes(rng, w):
+    """Any unknown shape under the tape made the gradient a new one in each step."""
+    boxes = rng.random((12, 4)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        y = tf.matmul(rows(rng, 3, 4), w)
+        kept = tf.image.non_max_suppression(boxes, boxes[:, 0], 6, iou_threshold=0.4).numpy()
+        loss = tf.reduce_sum(y * y) * float(kept.sum() + 1) * 0.01
+    return loss, tape
+
+
+def an_output_of_unknown_shape_that_the_gradient_takes(rng, w):
+    """And the kernel's shape is not the one that inference tells."""
+    with tf.GradientTape() as tape:
+        x = tf.reshape(tf.matmul(rows(rng, 8, 4), w), [2, 2, 2, 4])
+        y, _, _ = tf.compat.v1.nn.fused_batch_norm(
+            x, np.ones(4, np.float32), np.zeros(4, np.float32), epsilon=1e-5
+        )
+        loss = tf.reduce_sum(y * y * 0.3 + y)
+    return loss, tape
+
+
+def a_shape_that_varies_under_the_tape(rng, w):
+    """Here it matters: the gradient's ops hold shapes."""
+    with tf.GradientTape() as tape:
+        y = tf.matmul(rows(rng, 6, 4), w)
+        chosen = tf.boolean_mask(y, tf.reduce_sum(y, axis=1) > 0.0)
+        loss = tf.reduce_sum(chosen * chosen) * 0.01
+    return loss, tape
+
+
+def seventy_turns_of_pure_python(rng, w):
+    """The visits of a loop inside the step were taken for another place of the program."""
+    total = 0.0
+    for turn in range(70):
+        total += turn * 1e-5
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(tf.matmul(rows(rng, 3, 4), w))) * total
+    return loss, tape
+
+
+@pytest.mark.parametrize(
+    ("step", "co_executed"),
+    [
+        (batches_of_three_sizes, 10),
+        (a_branch_with_an_operand_of_numpy, 15),
+        (logits_of_three_dimensions, 25),
+        (an_output_of_unknown_shape_that_nobody_takes, 30),
+        (an_output_of_unknown_shape_that_the_gradient_takes, 30),
+        (a_shape_that_varies_under_the_tape, 0),
+        (seventy_turns_of_pure_python, 30),
+    ],
+)
+def test_it_is_right_now(step, co_executed):
+    def program(see):
+        w, rng = variable(4, 4), np.random.default_rng(5)
+        for _ in range(STEPS):
+            loss, tape = step(rng, w)
+            w.assign_sub(0.05 * tape.gradient(loss, w))
+            see(loss)
+        return w
+
+    both_ways(program, co_executed=co_executed)
+
+
+def test_a_long_preparation_does_not_hide_the_step():
+    def program(see):
+        counts = [0] * 7
+        for index in range(30_000):
+            counts[index % 7] += 1
+        w, rng = variable(4, 4), np.random.default_rng(5)
+        for _ in range(STEPS):
+            loss, tape = batches_of_three_sizes(rng, w)
+            w.assign_sub(0.05 * tape.gradient(loss, w))
+            see(loss)
+        return w
+
+    both_ways(program, co_executed=5)
+
+
+def test_an_update_written_by_hand_after_micro_batches_is_part_of_the_step():
+    def program(see):
+        parameters, rng = [variable(4, 4), variable(4, 4)], np.random.default_rng(5)
+        for _ in range(STEPS):
+            total = [0.0] * len(parameters)
+            for _ in range(2):
+                with tf.GradientTape() as tape:
+                    y = rows(rng, 3, 4)
+                    for parameter in parameters:
+                        y = tf.tanh(tf.matmul(y, parameter))
+                    loss = tf.reduce_mean(tf.square(y))
+                total = [a + g for a, g in zip(total, tape.gradient(loss, parameters), strict=True)]
+            for parameter, gradient in zip(parameters, total, strict=True):
+                parameter.assign_sub(0.1 * gradient)
+            see(loss)
+        return parameters
+
+    report = both_ways(program, co_executed=30, fallbacks=0)
+    assert len(report["anchors"]) == 1
