@@ -242,12 +242,13 @@ class Session:
         marks.append(time.perf_counter())
         del marks[:-_MARKS]
         surveyor.survey.visit(anchor_id, frame, surveyor.tapes)
-        choice = surveyor.survey.choice() if surveyor.tapes == 0 else None
+        self._surveyed += 1
+        last = self._surveyed > self._survey_visits
+        choice = surveyor.survey.choice(last=last) if surveyor.tapes == 0 else None
         if choice is not None and choice.anchor == anchor_id:
             self._activate(anchor_id, frame)
             return
-        self._surveyed += 1
-        if self._surveyed > self._survey_visits:
+        if last:
             self._surveyor = None
             self._patience *= 10
             self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)

@@ -20,6 +20,9 @@ __all__ = ["ActiveAnchor", "Fallback", "Stage"]
 MAX_UNSETTLED = 16
 """Traced regions in a row that each added something, after which the anchor is given up."""
 _WINDOW = 20
+_PATIENCE = 60
+"""Regions before an anchor that keeps diverging is given up: a program with ten ways through its step needs some thirty
+to go each of them once."""
 
 
 class Stage(Enum):
@@ -119,7 +122,8 @@ class ActiveAnchor:
         self._recent.append(whole)
         if whole:
             self.co_times.append(seconds)
-        if len(self._recent) == _WINDOW and sum(self._recent) < _WINDOW // 2:
+        tried = self.regions["co_executed"] + self.regions["diverged"]
+        if tried >= _PATIENCE and sum(self._recent) < _WINDOW // 2:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
             self.give_up(f"diverges: {_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})")
 

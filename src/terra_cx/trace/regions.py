@@ -295,13 +295,18 @@ class Survey:
         scope.inner, scope.work = defaultdict(int), defaultdict(_Tally)
 
     # -- the rule --------------------------------------------------------------------------------------------
-    def choice(self) -> Choice | None:
-        """The anchor of the step, or None while too little was seen."""
+    def choice(self, *, last: bool = False) -> Choice | None:
+        """The anchor of the step, or None while too little was seen.
+
+        Without gradients a loop around the one at work is waited for until the survey's ``last`` chance, however often
+        that one comes round: a survey may begin in the middle of a step, in the loop in which an optimizer written by
+        hand goes through all variables.
+        """
         if self._seen_gradient:
             start = self._innermost(_ROUNDS, lambda history: history.with_gradients)
-            return self._enclosing_step(start, "takes gradients") if start is not None else None
+            return self._enclosing_step(start, "takes gradients", last) if start is not None else None
         start = self._innermost(_WRITE_ROUNDS, lambda history: history.with_writes)
-        return self._enclosing_step(start, "writes variables") if start is not None else None
+        return self._enclosing_step(start, "writes variables", last) if start is not None else None
 
     def _innermost(self, needed: int, working: Callable[[_History], int]) -> int | None:
         """The innermost scope at work: of loops if there are any, seen last or inside the one seen last."""
@@ -329,7 +334,7 @@ class Survey:
                 return found
             found = inside[0]
 
-    def _enclosing_step(self, anchor: int, work: str) -> Choice | None:
+    def _enclosing_step(self, anchor: int, work: str, last: bool) -> Choice | None:
         """From the innermost scope at work, go outwards as long as it is only a part of the step."""
         reason = f"the innermost {self._table[anchor].kind} that {work}"
         passed: set[int] = set()
@@ -340,9 +345,11 @@ class Survey:
             done = [outer for outer, _ in around if self._histories[outer].rounds]
             if not done:
                 waiting = [outer for outer, repeats in around if repeats]
-                if not waiting or self._histories[waiting[0]].most_inner[anchor] > _MOST_INNER:
+                if not waiting or last:
                     return Choice(anchor, reason)
-                return None
+                many = self._histories[waiting[0]].most_inner[anchor] > _MOST_INNER
+                certain = self._seen_gradient or not any(self._table[a].kind == "loop" for a in waiting)
+                return Choice(anchor, reason) if many and certain else None
             outer = self._histories[done[0]]
             inner = history.recent[-1].total
             if inner.gradients and not inner.recorded:
