@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("mlp", "dropblock", "dcgan", "resnet50", "gpt2", "bert_qa", "bert_cls")
+PROGRAMS = ("mlp", "dropblock", "dcgan", "resnet50", "gpt2", "bert_qa", "bert_cls", "music_transformer")
 
 
 def run(program, *options):

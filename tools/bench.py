@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("mlp", "dropblock", "dcgan", "resnet50", "gpt2", "bert_qa", "bert_cls")
+PROGRAMS = ("mlp", "dropblock", "dcgan", "resnet50", "gpt2", "bert_qa", "bert_cls", "music_transformer")
 MODES = ("eager", "lazy", "co")
 WINDOW = 10  # steps
 
