@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("mlp", "dropblock", "dcgan", "resnet50", "sdpoint", "yolov3", "faster_rcnn", "gpt2", "bert_qa")
+PROGRAMS = (
+    "mlp", "dropblock", "dcgan", "resnet50", "sdpoint", "yolov3", "faster_rcnn",
+    "gpt2", "bert_qa", "bert_cls", "music_transformer",
+)  # fmt: skip
 
 
 def run(program, *options):

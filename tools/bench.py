@@ -20,7 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("mlp", "dropblock", "dcgan", "resnet50", "sdpoint", "yolov3", "faster_rcnn", "gpt2", "bert_qa")
+PROGRAMS = (
+    "mlp", "dropblock", "dcgan", "resnet50", "sdpoint", "yolov3", "faster_rcnn",
+    "gpt2", "bert_qa", "bert_cls", "music_transformer",
+)  # fmt: skip
 MODES = ("eager", "lazy", "co")
 WINDOW = 10  # steps
 
