@@ -12,6 +12,7 @@ from tracing import blocks_of, graph_of, run_of
 from terra_cx.compile.lowering import function_of
 from terra_cx.run.eager import feeds_of, run_eagerly
 from terra_cx.run.verify import same_bits
+from terra_cx.tf import graphs
 from terra_cx.tf.opdefs import Kind
 
 WRITES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
@@ -192,14 +193,10 @@ def failing_block():
     return block, a, b
 
 
-@pytest.mark.parametrize("single_threaded", [False, True])
-def test_a_failed_block_changed_nothing(single_threaded, monkeypatch):
+@pytest.mark.parametrize("executor", ["", "SINGLE_THREADED_EXECUTOR"])
+def test_a_failed_block_changed_nothing(executor, monkeypatch):
+    monkeypatch.setattr(graphs, "EXECUTORS", (executor,))
     block, a, b = failing_block()
-    if single_threaded:
-        finish = block.lowered.builder.finish
-        monkeypatch.setattr(
-            block.lowered.builder, "finish", lambda *args, **_: finish(*args, single_threaded=True)
-        )
     outputs = frozenset(flat for flat in range(block.flat) if block.owners[flat][0].kind is Kind.PURE)
     function = function_of(block, outputs)
     good = [tf.constant([3, 3]) if spec.dtype == 3 else X for spec in block.params]
@@ -211,8 +208,23 @@ def test_a_failed_block_changed_nothing(single_threaded, monkeypatch):
     np.testing.assert_array_equal(a, before_a)
     np.testing.assert_array_equal(b, before_b)
     function(good)
+    assert function.executor == executor
     np.testing.assert_array_equal(a, before_a + X)
     np.testing.assert_array_equal(b, before_b + X)
+
+
+def test_each_executor_is_tried_and_one_is_kept():
+    block, _, _ = failing_block()
+    function = function_of(
+        block, frozenset(f for f in range(block.flat) if block.owners[f][0].kind is Kind.PURE)
+    )
+    good = [tf.constant([3, 3]) if spec.dtype == 3 else X for spec in block.params]
+    used = []
+    for _ in range(20):
+        function(good)
+        used.append(function.executor)
+    assert set(used[:8]) == set(graphs.EXECUTORS)
+    assert len(set(used[8:])) == 1
 
 
 # -- the same numbers ------------------------------------------------------------------------------------------------

@@ -83,10 +83,12 @@ class Step:
     """The flat ops of the step, as a range."""
     frozen: Any = None
     """The attributes in hashable form."""
-    plain: bool = True
-    """Whether ``==`` on the attributes is exact (no floats, no arrays)."""
     lists: tuple[int, ...] = ()
     """Which attributes are lists: an array equals a list of one element, and is none."""
+    direct: bool = False
+    """Whether it arrives by the fast path and comparing it with ``==`` is exact: the common case."""
+    computed: bool = False
+    """Whether the block computes its outputs (PURE, READ, WRITE): each gets a slot, and nothing else is done."""
     values: tuple[Any, ...] = ()
     """For KNOWN: the recorded results."""
     results: tuple[Any, ...] = ()
@@ -268,7 +270,9 @@ class _Builder:
         block.steps[-1].lists = tuple(
             i for i, value in enumerate(call.attrs) if isinstance(value, (list, tuple))
         )
-        block.steps[-1].plain = all(_is_plain(value) for value in call.attrs[1::2])
+        plain = all(_is_plain(value) for value in call.attrs[1::2])
+        block.steps[-1].direct = plain and call.form == "F" and node.kind is not Kind.DRAW
+        block.steps[-1].computed = node.kind in (Kind.PURE, Kind.READ, Kind.WRITE)
         block.positions += node.width
 
     def _flat_op(self, call: Any, sources: list[tuple[Any, ...]], base: int, specs: list[Spec]) -> None:

@@ -216,6 +216,6 @@ def function_of(block: Block, outputs: frozenset[int]) -> CompiledFunction:
     if made is None:
         lowered: Lowered = block.lowered
         symbols = [lowered.symbols[flat] for flat in sorted(outputs)]
-        made = lowered.builder.finish(symbols, lowered.control, single_threaded=False)
+        made = lowered.builder.finish(symbols, lowered.control)
         block.variants[outputs] = made
     return made

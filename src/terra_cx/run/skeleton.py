@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from terra_cx.compile.blocks import LIST, Block, Step, free_attrs
+from terra_cx.compile.blocks import LIST, LOCAL, Block, Step, free_attrs
 from terra_cx.run.block_run import BlockRun, Draw, Frozen, State
 from terra_cx.run.checks import admits, attr_difference, bindings, difference
 from terra_cx.run.handover import Handover
@@ -286,18 +286,20 @@ class Skeleton(Taping):
                 ctx, op, name, *resolve_all(args)
             )
         step = self.step
-        if step is not None and step.op == op and step.form == "F" and step.kind is not Kind.DRAW:
+        if step is not None and step.direct and step.op == op:
             self.busy = True
             try:
                 run = self.run
                 attrs = args[step.width :]
-                if (
-                    step.plain
-                    and (not step.lists or all(type(attrs[i]) in _SEQUENCES for i in step.lists))
-                    and attrs == step.attrs
+                if attrs == step.attrs and (
+                    not step.lists or all(type(attrs[i]) in _SEQUENCES for i in step.lists)
                 ):
+                    slots = run.slots  # type: ignore[union-attr]
                     for check, arg in zip(step.checks, args, strict=False):
-                        if not admits(run, check, arg):
+                        if check[0] == LOCAL:  # `admits` without the call: most arguments are of this kind
+                            if type(arg) is not Placeholder or arg._slot is not slots[check[1]]:
+                                break
+                        elif not admits(run, check, arg):
                             break
                     else:
                         return self.commit(run, step, args, name)  # type: ignore[arg-type]
@@ -474,31 +476,13 @@ class Skeleton(Taping):
         Raises:
             Frozen: the run was handed over meanwhile; nothing was committed.
         """
-        kind = step.kind
+        if not step.computed and step.kind is not Kind.DRAW:
+            return self.answered(run, step, args, name)
         slots = run.slots
         base = step.base
-        if kind is Kind.OWNER:
-            return self.on_owner(run, step, args, name)
-        if kind is Kind.SOURCE:
-            if not self.independent.of((args if step.form == "F" else args[0])[0]):
-                return self.on_owner(run, step, args, name)
-            result = self.natively(step, args, name)
-            while True:
-                try:
-                    self.advance(run, step)
-                    return result
-                except Frozen:  # the element is taken: only the place of the op is sought anew
-                    here = self.here()
-                    self.dispatch()
-                    run, step = self.enter(self.begun(step.node), here, step.node)
         if step.needed:
             self.keep_arguments(run, step)
-        if kind is Kind.KNOWN:
-            if step.op in SHAPE_OPS and not self.shapes_hold(step, args):
-                raise Diverge("new-shape", f"{step.op} of a tensor whose shape only its value tells")
-            self.advance(run, step)
-            return _unpack(step.pack, step.values)
-        if kind is Kind.DRAW:
+        if not step.computed:
             run.draws[base] = Draw(step, step.op, step.form, name, resolve_all(args))
         if step.pack == 0:
             slot = slots[base] = Slot(step.specs[0], run, base)
@@ -515,6 +499,27 @@ class Skeleton(Taping):
                     self.log.bound[step.node, out, turn] = slots[base + out]
         self.advance(run, step)
         return answer
+
+    def answered(self, run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
+        """Commit an op whose result Python gets at once: known, the next element of an iterator, or the owner's."""
+        if step.kind is Kind.KNOWN:
+            if step.needed:
+                self.keep_arguments(run, step)
+            if step.op in SHAPE_OPS and not self.shapes_hold(step, args):
+                raise Diverge("new-shape", f"{step.op} of a tensor whose shape only its value tells")
+            self.advance(run, step)
+            return _unpack(step.pack, step.values)
+        if step.kind is Kind.OWNER or not self.independent.of((args if step.form == "F" else args[0])[0]):
+            return self.on_owner(run, step, args, name)
+        result = self.natively(step, args, name)
+        while True:
+            try:
+                self.advance(run, step)
+                return result
+            except Frozen:  # the element is taken: only the place of the op is sought anew
+                here = self.here()
+                self.dispatch()
+                run, step = self.enter(self.begun(step.node), here, step.node)
 
     def shapes_hold(self, step: Step, args: tuple[Any, ...]) -> bool:
         """Whether the arguments of a shape op have the recorded shapes; one that only its value tells is fetched."""

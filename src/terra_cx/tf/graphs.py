@@ -10,6 +10,7 @@ Source: ``tensorflow/python/framework/func_graph.py``, ``eager/polymorphic_funct
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,21 +48,30 @@ def _config() -> bytes:
 _CONFIG = _config()
 
 
-class CompiledFunction:
-    """A function registered with the eager context; it is removed from the context with this object."""
+EXECUTORS = ("", "SINGLE_THREADED_EXECUTOR")
+"""The executors of TensorFlow that can run a block; the first is the default one."""
+_TRIALS = 4
+"""Calls with each executor before one is chosen; the first pays for making the kernels, the fastest counts."""
 
-    def __init__(self, atomic: Any, captures: list[Any], outputs: int, single_threaded: bool) -> None:
+
+class CompiledFunction:
+    """A function registered with the eager context; it is removed from the context with this object.
+
+    Two executors can run it. The single-threaded one is cheaper per op, the default one runs independent ops side by
+    side; the first calls go to both in turns, and the faster one stays. (The single-threaded one refuses lowered
+    control flow, which no block holds.)
+    """
+
+    def __init__(self, atomic: Any, captures: list[Any], outputs: int) -> None:
         self._atomic = atomic
         name = atomic.name
         self.name: str = name.decode() if isinstance(name, bytes) else name
         self._captures = captures
         self._outputs = outputs
-        self._attrs = (
-            "executor_type",
-            "SINGLE_THREADED_EXECUTOR" if single_threaded else "",
-            "config_proto",
-            _CONFIG,
-        )
+        self.executor = EXECUTORS[0]
+        self._trials = [*EXECUTORS] * _TRIALS
+        self._seconds: dict[str, float] = {}
+        self._attrs = _attributes(self.executor)
 
     def __call__(self, feeds: list[Any]) -> list[Any]:
         """Run the function.
@@ -75,10 +85,31 @@ class CompiledFunction:
         Raises:
             tf.errors.OpError: a kernel refused a value; by the transaction rule nothing has changed then.
         """
+        if self._trials:
+            return self._try(feeds)
         result = _execute(
             native.context()._handle, None, self.name, feeds + self._captures, self._attrs, self._outputs
         )
         return result or []
+
+    def _try(self, feeds: list[Any]) -> list[Any]:
+        self._use(self._trials.pop())
+        start = time.perf_counter()
+        result = _execute(
+            native.context()._handle, None, self.name, feeds + self._captures, self._attrs, self._outputs
+        )
+        seconds = time.perf_counter() - start
+        self._seconds[self.executor] = min(seconds, self._seconds.get(self.executor, seconds))
+        if not self._trials:
+            self._use(min(self._seconds, key=self._seconds.__getitem__))
+        return result or []
+
+    def _use(self, executor: str) -> None:
+        self.executor, self._attrs = executor, _attributes(executor)
+
+
+def _attributes(executor: str) -> tuple[Any, ...]:
+    return ("executor_type", executor, "config_proto", _CONFIG)
 
 
 class GraphBuilder:
@@ -197,9 +228,7 @@ class GraphBuilder:
         shape = data.shape_and_type[0].shape
         return not shape.unknown_rank and all(dim.size >= 0 for dim in shape.dim)
 
-    def finish(
-        self, outputs: Sequence[Any], control: Sequence[Any], single_threaded: bool
-    ) -> CompiledFunction:
+    def finish(self, outputs: Sequence[Any], control: Sequence[Any]) -> CompiledFunction:
         """Register the function with the given outputs; the graph may be finished again with others."""
         graph = self.graph
         graph.inputs = [*self._feeds, *graph.internal_captures]
@@ -207,7 +236,7 @@ class GraphBuilder:
             graph.outputs = [array_ops.identity(symbol) for symbol in outputs]
         graph.control_outputs = list(control)
         atomic = atomic_function.from_func_graph(f"__terra_block_{next(_names)}", graph, {})
-        return CompiledFunction(atomic, list(graph.external_captures), len(outputs), single_threaded)
+        return CompiledFunction(atomic, list(graph.external_captures), len(outputs))
 
 
 def _inferred(arg: Any, value: Any) -> list[str]:
