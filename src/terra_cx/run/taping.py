@@ -161,6 +161,10 @@ class Taping(ABC):
         return REAL["TFE_Py_TapeVariableAccessed"](variable)
 
     # -- gradients -----------------------------------------------------------------------------------------------
+    def knows_gradients(self) -> bool:
+        """Whether the calling thread's gradients are answered from the TraceGraph."""
+        return self._mine()
+
     def tape_gradient(
         self, tape: Any, target: Any, sources: Any, output_gradients: Any, sources_raw: Any, unconnected: Any
     ) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from terra_cx.tf import native
+from terra_cx.tf import gradient_tape, native
 from terra_cx.tf.native import REAL, EagerTensorBase, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 
@@ -139,6 +139,9 @@ class Handler(Protocol):
     def query(self, *args: Any, **kwargs: Any) -> Any:
         """See the native function of that name."""
 
+    def knows_gradients(self) -> bool:
+        """Whether the calling thread's gradients are answered from the TraceGraph."""
+
 
 def _holds_placeholder(value: Any) -> bool:
     if type(value) is Placeholder:
@@ -224,6 +227,10 @@ class Passive:
             unconnected,
         )
 
+    def knows_gradients(self) -> bool:
+        """Nothing is co-executed."""
+        return False
+
     def query(self, name: str, *args: Any) -> Any:
         """Any other function that takes tensors."""
         return REAL[name](*[resolve_all(arg) for arg in args])
@@ -269,6 +276,7 @@ class Boundary:
         for name, function in setters.items():
             if name in REAL:
                 setattr(pywrap_tfe, name, function)
+        gradient_tape.install(lambda: self.handler.knows_gradients())
         self.use(self.passive)
 
     def remove(self) -> None:
@@ -279,6 +287,7 @@ class Boundary:
         for name in (*OPS, *TAPES, *TENSORS, *_DLPACK, "TFE_ContextClearCaches"):
             if name in REAL:
                 setattr(pywrap_tfe, name, REAL[name])
+        gradient_tape.remove()
         self.watch_reads(None)
 
     def use(self, handler: Handler) -> None:
