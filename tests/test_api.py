@@ -273,9 +273,6 @@ def test_a_bad_value_is_an_error_that_names_the_setting(setting, value):
         pass
 
 
-@pytest.mark.xfail(
-    reason="probes are planted although no session is started, and nobody answers or removes them"
-)
 @pytest.mark.parametrize("settings", [{"mode": "eager"}, {"disable": True}])
 def test_switched_off(settings, expected):
     codes = {thing: thing.__code__ for thing in globals().values() if inspect.isfunction(thing)}

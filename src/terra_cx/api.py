@@ -66,6 +66,9 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             with co_execute(**self._settings) as session:
+                run.last_session = session  # type: ignore[attr-defined]
+                if not session.started:  # switched off: nobody would answer the probes
+                    return function(*args, **kwargs)
                 session.inplace.plant_around(function)
                 probed = types.FunctionType(
                     session.instrument(function.__code__),
@@ -75,7 +78,6 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
                     function.__closure__,
                 )
                 probed.__kwdefaults__ = function.__kwdefaults__
-                run.last_session = session  # type: ignore[attr-defined]
                 return probed(*args, **kwargs)  # type: ignore[no-any-return]
 
         return run

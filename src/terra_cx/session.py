@@ -123,6 +123,11 @@ class Session:
         if register is not None:
             register(self._at_exit)
 
+    @property
+    def started(self) -> bool:
+        """Whether probes are answered: after `start`, until `close`."""
+        return self._started
+
     def instrument(self, code: CodeType) -> CodeType:
         """The code of ``__main__`` with anchor probes; its file counts as user code from now on."""
         self.user.add(code.co_filename)
