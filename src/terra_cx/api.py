@@ -68,7 +68,7 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
             with co_execute(**self._settings) as session:
                 run.last_session = session  # type: ignore[attr-defined]
                 if not session.started:  # switched off: nobody would answer the probes
-                    return function(*args, **kwargs)
+                    return function(*args, **kwargs)  # type: ignore[no-any-return]
                 session.inplace.plant_around(function)
                 probed = types.FunctionType(
                     session.instrument(function.__code__),
