@@ -46,6 +46,13 @@ def logits_of_three_dimensions(rng, w):
     return loss, tape
 
 
+def a_list_in_a_list(rng, w):
+    """The same, one level further down (`tf.repeat`)."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(tf.repeat(w, 2, axis=1) - rows(rng, 4, 8)))
+    return loss, tape
+
+
 def an_output_of_unknown_shape_that_nobody_takes(rng, w):
     """Any unknown shape under the tape made the gradient a new one in each step."""
     boxes = rng.random((12, 4)).astype(np.float32)
@@ -92,6 +99,7 @@ def seventy_turns_of_pure_python(rng, w):
         (batches_of_three_sizes, 10),
         (a_branch_with_an_operand_of_numpy, 15),
         (logits_of_three_dimensions, 25),
+        (a_list_in_a_list, 25),
         (an_output_of_unknown_shape_that_nobody_takes, 30),
         (an_output_of_unknown_shape_that_the_gradient_takes, 30),
         (a_shape_that_varies_under_the_tape, 0),

@@ -42,8 +42,8 @@ __all__ = ["Session", "current"]
 
 _WARM = 2
 """Visits of one anchor after which the program is surveyed."""
-_SURVEY_VISITS, _MOST_SURVEY_VISITS = 2000, 64_000
-"""Probe visits in the first survey, and in any; each further one has twice as many."""
+_BARREN_VISITS, _SURVEY_VISITS, _MOST_SURVEY_VISITS = 2000, 20_000, 160_000
+"""Probe visits in a survey that sees no op, in the first other one, and in any; each further one has twice as many."""
 _SURVEY_GRACE, _SURVEY_SHARE = 0.5, 0.05
 """Surveys that find no step may take so many seconds, and that part of the time that has passed.
 (Time and not visits: a preparation in pure Python visits its loops more often than any training ever will.)
@@ -248,7 +248,8 @@ class Session:
         del marks[:-_MARKS]
         surveyor.survey.visit(anchor_id, frame, surveyor.tapes)
         self._surveyed += 1
-        last = self._surveyed > self._survey_visits
+        # Where no op is issued at all, the program prepares its data: its loops tell nothing, however often they turn.
+        last = self._surveyed > (self._survey_visits if surveyor.survey.ops else _BARREN_VISITS)
         choice = surveyor.survey.choice(last=last) if surveyor.tapes == 0 else None
         if choice is not None and choice.anchor == anchor_id:
             self._activate(anchor_id, frame)
@@ -256,7 +257,8 @@ class Session:
         if last:
             self._surveyor = None
             self._patience *= 10
-            self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)
+            if surveyor.survey.ops:
+                self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)
             self._fruitless += time.perf_counter() - self._survey_start
             self._next_survey = self._begun + (self._fruitless - _SURVEY_GRACE) / _SURVEY_SHARE
             assert self.conductor is not None

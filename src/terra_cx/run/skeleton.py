@@ -398,7 +398,12 @@ class Skeleton(Taping):
                     if one or many:
                         continue
                     raise FallbackException("terra-cx: tensors in a list are packed by an op of their own")
-                if not isinstance(item, (*_RAW, list, tuple)) and not native.is_variable(item):
+                if isinstance(item, _SEQUENCES):
+                    if _holds_tensor(item):
+                        raise FallbackException(
+                            "terra-cx: tensors in a list are packed by an op of their own"
+                        )
+                elif not isinstance(item, _RAW) and not native.is_variable(item):
                     raise FallbackException("terra-cx: an argument needs conversion")
             if native.is_variable(arg):
                 arg = native.convert_variable(arg)
@@ -632,6 +637,12 @@ class Skeleton(Taping):
         if classify(op) is not Kind.PURE and not self.handover.runner.is_current_thread():
             self.publish()
         return call(tuple(resolve_all(arg) for arg in args))
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, _SEQUENCES):
+        return any(_holds_tensor(item) for item in value)
+    return isinstance(value, EagerTensor)
 
 
 def _unpack(pack: Any, values: Any) -> Any:

@@ -154,6 +154,8 @@ class Survey:
         self._tape_depth = 0
         self._seen_gradient = False
         self._clock = 0
+        self.ops = 0
+        """Ops that were reported."""
         self._files: set[str] = set()
         self._files_of = 0
 
@@ -191,6 +193,7 @@ class Survey:
     def op(self, effect: bool, tape_depth: int) -> None:
         """An op was executed: whether it writes a variable, and how many tapes are open."""
         self._tape_depth = tape_depth
+        self.ops += 1
         self._credit(_Tally(ops=1, recorded=int(tape_depth > 0), writes=int(effect)), sys._getframe(1))
 
     def gradient(self, tape_depth: int) -> None:
