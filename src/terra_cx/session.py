@@ -249,12 +249,13 @@ class Session:
         surveyor.survey.visit(anchor_id, frame, surveyor.tapes)
         self._surveyed += 1
         # Where no op is issued at all, the program prepares its data: its loops tell nothing, however often they turn.
-        last = self._surveyed > (self._survey_visits if surveyor.survey.ops else _BARREN_VISITS)
+        most = self._survey_visits if surveyor.survey.ops else _BARREN_VISITS
+        last = self._surveyed > most
         choice = surveyor.survey.choice(last=last) if surveyor.tapes == 0 else None
         if choice is not None and choice.anchor == anchor_id:
             self._activate(anchor_id, frame)
             return
-        if last:
+        if last and (choice is None or self._surveyed > 2 * most):  # what is chosen begins at its next visit
             self._surveyor = None
             self._patience *= 10
             if surveyor.survey.ops:

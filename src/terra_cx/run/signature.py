@@ -77,14 +77,17 @@ def signature_of(known: dict[Any, Any], log: RegionLog, tape: int, asked: list[A
 
 
 def unknown_shapes(log: RegionLog, tape: int) -> list[Slot]:
-    """Slots whose shape only their value tells, that an op under the tape took, and that have no value yet."""
+    """Slots whose shape only their value tells, that an op under the tape took, and whose value is still to come.
+
+    (Not those that were dead when their run was handed over: nobody will ever know their shape.)
+    """
     start = log.created(tape)
-    runs = [run for run in log.runs if run.position > start]
     return [
         slot
-        for run in runs
+        for run in log.runs
+        if run.position > start
         for slot, _ in _dynamic_uses(run, start)
-        if slot is not None and slot.value is None
+        if slot is not None and slot.value is None and (run.outputs is None or slot.index in run.outputs)
     ]
 
 
