@@ -152,3 +152,19 @@ def test_an_update_written_by_hand_after_micro_batches_is_part_of_the_step():
 
     report = both_ways(program, co_executed=30, fallbacks=0)
     assert len(report["anchors"]) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 9, 10, 17, 20])
+def test_sums_of_many_are_eagers_to_the_last_bit(count, dtype):
+    """In a graph another kernel adds them up, in another order."""
+
+    def program(see):
+        w, rng = variable(16, 16), np.random.default_rng(5)
+        for _ in range(30):
+            terms = [tf.cast(tf.sin(w * float(1 + index)), dtype) for index in range(count)]
+            see(tf.add_n(terms))
+            w.assign(rows(rng, 16, 16))
+        return w
+
+    both_ways(program, co_executed=10)
