@@ -17,7 +17,7 @@ from terra_cx.tf.boundary import _DLPACK, HARMLESS, OPS, TAPES, TENSORS, Boundar
 from terra_cx.tf.native import REAL, EagerTensorBase
 
 WRAPPED = (*OPS, *TAPES, *TENSORS, *_DLPACK)
-ABSENT_SOMEWHERE: frozenset[str] = frozenset()
+ABSENT_SOMEWHERE = {"TFE_DlpackDevice"}
 """Functions that some supported TensorFlow does not have."""
 
 
@@ -244,7 +244,7 @@ def test_every_wrapped_function_is_tried_with_a_placeholder():
     assert set(WRAPPED) - TAKE_NO_TENSOR == set(RECIPES)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name in REAL])
 def test_a_placeholder_is_resolved_on_its_way_in(boundary, name):
     recipe = RECIPES[name]
     expected = plain(recipe(tf.constant(X)))
@@ -252,14 +252,14 @@ def test_a_placeholder_is_resolved_on_its_way_in(boundary, name):
     assert plain(recipe(held(X))) == expected
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name in REAL])
 def test_a_placeholder_that_is_still_being_computed_is_waited_for(boundary, name):
     x, asked = pending(X)
     assert plain(RECIPES[name](x)) == plain(RECIPES[name](tf.constant(X)))
     assert asked.times == 1
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name in REAL])
 def test_a_placeholder_whose_op_failed_raises_that_error(boundary, name):
     error = tf.errors.InvalidArgumentError(None, None, "the kernel's own words")
     with pytest.raises(tf.errors.InvalidArgumentError, match="the kernel's own words"):

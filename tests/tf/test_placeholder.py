@@ -574,7 +574,7 @@ READS = {
     "pickle": pickle.dumps,
     "iter": lambda x: list(x),
     "index": lambda x: x[0],
-    "dlpack": lambda x: x.__dlpack__(),
+    "dlpack": tf.experimental.dlpack.to_dlpack,
     "function": lambda x: tf.function(lambda y: y)(x),
     "variable": tf.Variable,
     "dataset": tf.data.Dataset.from_tensors,
