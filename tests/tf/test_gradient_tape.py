@@ -52,7 +52,7 @@ def flat(gradient):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("inside", [False, True])
-def test_as_tensorflows_own(form, inside, monkeypatch):
+def test_as_tensorflows_own(form, inside):
     def program(see):
         v = variables()
         for _ in range(STEPS):
@@ -121,3 +121,20 @@ def test_it_goes_as_it_came():
     assert tf.GradientTape.gradient.__qualname__ == own.__qualname__
     gradient_tape.remove()
     assert tf.GradientTape.gradient is own
+
+
+def test_a_method_that_was_the_programs_own_from_the_start_stays(monkeypatch):
+    """The program may have replaced it before terra-cx looks at TensorFlow for the first time."""
+    calls = []
+    tensorflows = gradient_tape._own
+
+    def own(self, *args, **kwargs):
+        calls.append(1)
+        return tensorflows(self, *args, **kwargs)
+
+    monkeypatch.setattr(gradient_tape, "_own", own)
+    monkeypatch.setattr(tf.GradientTape, "gradient", own)
+    gradient_tape.install(lambda: True)
+    assert tf.GradientTape.gradient is own
+    test_as_tensorflows_own("a list", False)
+    assert len(calls) == 2 * STEPS

@@ -10,6 +10,7 @@ Source: ``tensorflow/python/eager/backprop.py``, ``GradientTape.gradient``; ``im
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,9 @@ __all__ = ["install", "remove"]
 _own = backprop.GradientTape.gradient
 _imperative_grad = imperative_grad.imperative_grad
 _is_variable = resource_variable_ops.is_resource_variable
-_FLOATING = frozenset({1, 2, 14, 19})
-"""``DataType`` enums of `_DTYPES`."""
 _DTYPES = frozenset({"float32", "float64", "bfloat16", "float16"})
+_short: Callable[..., Any] | None = None
+"""What `install` has put in place."""
 
 
 def _handles(sources: Any) -> list[Any] | None:
@@ -46,7 +47,15 @@ def _handles(sources: Any) -> list[Any] | None:
 
 
 def install(applies: Callable[[], bool]) -> None:
-    """Put the short way in place; it is taken while ``applies`` says that a region is co-executed by this thread."""
+    """Put the short way in place; it is taken while ``applies`` says that a region is co-executed by this thread.
+
+    A method that the program has put there, before or after, stays.
+    """
+    global _short
+    if getattr(getattr(_own, "__code__", None), "co_filename", None) != backprop.__file__:
+        return  # it was the program's own when this module was imported
+    if backprop.GradientTape.gradient is not _own:
+        return
 
     def gradient(
         self: Any,
@@ -55,19 +64,18 @@ def install(applies: Callable[[], bool]) -> None:
         output_gradients: Any = None,
         unconnected_gradients: Any = UnconnectedGradients.NONE,
     ) -> Any:
-        if (
-            output_gradients is not None
-            or type(target) is not Placeholder
-            or type(self) is not backprop.GradientTape
-            or self._tape is None
-            or self._persistent
-            or target._datatype_enum() not in _FLOATING
-            or type(unconnected_gradients) is not UnconnectedGradients
-            or imperative_grad.imperative_grad is not _imperative_grad
-            or not applies()
-        ):
-            return _own(self, target, sources, output_gradients, unconnected_gradients)
-        handles = _handles(sources)
+        plain = (
+            output_gradients is None
+            and type(target) is Placeholder
+            and type(self) is backprop.GradientTape
+            and self._tape is not None
+            and not self._persistent
+            and target.dtype.name in _DTYPES
+            and type(unconnected_gradients) is UnconnectedGradients
+            and imperative_grad.imperative_grad is _imperative_grad
+            and applies()
+        )
+        handles = _handles(sources) if plain else None
         if handles is None:
             return _own(self, target, sources, output_gradients, unconnected_gradients)
         if self._recording:
@@ -79,17 +87,10 @@ def install(applies: Callable[[], bool]) -> None:
         self._tape = None
         return type(sources)(found)
 
-    gradient.__doc__ = _own.__doc__
-    gradient.__name__, gradient.__qualname__, gradient.__module__ = (
-        _own.__name__,
-        _own.__qualname__,
-        _own.__module__,
-    )
-    if backprop.GradientTape.gradient is _own:  # a program's own method stays
-        backprop.GradientTape.gradient = gradient
+    _short = backprop.GradientTape.gradient = functools.wraps(_own)(gradient)
 
 
 def remove() -> None:
     """Give TensorFlow its method back, unless the program has put one of its own there."""
-    if backprop.GradientTape.gradient.__code__.co_filename == __file__:
+    if backprop.GradientTape.gradient is _short:
         backprop.GradientTape.gradient = _own
