@@ -52,6 +52,15 @@ def load_topics():
     return {name: text for name, text in sorted(topics.items()) if len(text) >= 500}
 
 
+def moved_batches(images, labels, batch):
+    """Yields one epoch in random order, each batch moved by up to a pixel; an incomplete one is left out."""
+    order = np.random.permutation(len(images))
+    for start in range(0, len(order) - batch + 1, batch):
+        chosen = order[start : start + batch]
+        shift = np.random.randint(-1, 2, size=2)
+        yield np.roll(images[chosen], shift, axis=(1, 2)), labels[chosen]
+
+
 class Stopwatch:
     """Seconds of each training step, the preparation of its batch included."""
 

@@ -3,9 +3,8 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import tensorflow as tf
-from common import LOG_EVERY, Stopwatch, finish, load_images, parse_arguments
+from common import LOG_EVERY, Stopwatch, finish, load_images, moved_batches, parse_arguments
 from tensorflow import keras
 from tensorflow.keras import layers
 
@@ -117,15 +116,6 @@ class Trainer:
         return float(self.accuracy.result())
 
 
-def batches(images, labels, batch):
-    """Yields one epoch in random order, each batch moved by up to a pixel; an incomplete one is left out."""
-    order = np.random.permutation(len(images))
-    for start in range(0, len(order) - batch + 1, batch):
-        chosen = order[start : start + batch]
-        shift = np.random.randint(-1, 2, size=2)
-        yield np.roll(images[chosen], shift, axis=(1, 2)), labels[chosen]
-
-
 def main():
     args = parse_arguments(__doc__)
     keras.utils.set_random_seed(args.seed)
@@ -139,7 +129,7 @@ def main():
     while trainer.step < args.steps:
         trainer.accuracy.reset_state()
         stopwatch.start()
-        for batch_images, batch_labels in batches(images, labels, scale.batch):
+        for batch_images, batch_labels in moved_batches(images, labels, scale.batch):
             loss = trainer.train_step(batch_images, batch_labels)
             losses.append(loss)
             if len(losses) % LOG_EVERY == 1:

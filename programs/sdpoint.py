@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
-from common import LOG_EVERY, Stopwatch, finish, load_images, parse_arguments
+from common import LOG_EVERY, Stopwatch, finish, load_images, moved_batches, parse_arguments
 from tensorflow import keras
 from tensorflow.keras import layers
 
@@ -198,11 +198,7 @@ class Trainer:
 def batches(images, labels, batch):
     """Yields batches for ever, each image moved by up to a pixel."""
     while True:
-        order = np.random.permutation(len(images))
-        for start in range(0, len(order) - batch + 1, batch):
-            chosen = order[start : start + batch]
-            shift = np.random.randint(-1, 2, size=2)
-            yield np.roll(images[chosen], shift, axis=(1, 2)), labels[chosen]
+        yield from moved_batches(images, labels, batch)
 
 
 def main():

@@ -145,10 +145,16 @@ class Conductor:
             return
         self._record()
 
+    @property
+    def _measures(self) -> bool:
+        """Whether the manner of a loop's regions is chosen by measurement."""
+        return self.options.mode == "co" and self.options.pace == "measured"
+
     def _manner(self, anchor: ActiveAnchor) -> Manner:
-        if self.options.mode == "lazy" or self.options.pace == "turns":
-            return Manner.TURNS
-        return anchor.pace.manner if self.options.pace == "measured" else Manner.OVERLAPPED
+        if self._measures:
+            return anchor.pace.manner
+        turns = self.options.mode == "lazy" or self.options.pace == "turns"
+        return Manner.TURNS if turns else Manner.OVERLAPPED
 
     def _skeleton(self, anchor: ActiveAnchor) -> Skeleton:
         found = self._skeletons.get(id(anchor))
@@ -209,9 +215,8 @@ class Conductor:
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
-        if self.options.mode == "lazy" or self.options.pace != "measured":
-            return
-        anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
+        if self._measures:
+            anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:
         """Whether ``frame`` is below the loop or function in which the present region began.

@@ -40,8 +40,6 @@ class Handover:
         self.in_turns = False
         self.waited = 0.0
         """Seconds that the owner thread has waited for the graph."""
-        self.waits: dict[str, float] = {}
-        """The same by cause."""
         self.youngest: BlockRun | None = None
         """The run issued last; when it is done, all are."""
         self._held: list[BlockRun] = []
@@ -49,7 +47,7 @@ class Handover:
         self._ahead: deque[BlockRun | None] = deque()
 
     def issue(self, run: BlockRun) -> None:
-        """Take a run from the owner thread, whose plan is made (`BlockRun.plan`)."""
+        """Take a run from the owner thread, whose outputs are decided (`Skeleton.plan`)."""
         if run.state is _OPEN:
             run.state = _SENT
         self.youngest = run
@@ -121,6 +119,4 @@ class Handover:
                 self.runner.stalled(f"waiting for the graph ({where}), block at {run.block.line}")
                 while run.state <= _SENT:
                     lock.acquire(timeout=limit)
-        spent = time.perf_counter() - start
-        self.waited += spent
-        self.waits[where] = self.waits.get(where, 0.0) + spent
+        self.waited += time.perf_counter() - start

@@ -196,7 +196,6 @@ class Skeleton(Taping):
             run.finish(State.DONE)
         else:
             self.plan(run)
-            block.runs += 1
             self.handover.issue(run)
         self.previous = block.steps[run.pos - 1].node
         self.log.position = run.position
@@ -289,7 +288,7 @@ class Skeleton(Taping):
         if step is not None and step.direct and step.op == op:
             self.busy = True
             try:
-                run = self.run
+                run = self.run  # there is one wherever a step is expected, which types cannot say
                 attrs = args[step.width :]
                 if attrs == step.attrs and (
                     not step.lists or all(type(attrs[i]) in _SEQUENCES for i in step.lists)
@@ -357,7 +356,10 @@ class Skeleton(Taping):
                     step = self.step
                     if step is not None and self.fits(self.run, step, op, form, args):
                         return Answer(self.commit(self.run, step, args, name))  # type: ignore[arg-type]
-                    found = self.elsewhere(op, form, args)
+                    found = self.elsewhere(
+                        lambda node: node.call.op == op and node.call.form == form,
+                        lambda run, step: self.fits(run, step, op, form, args),
+                    )
                     if found is not None:
                         return Answer(self.commit(*found, args, name))
                     return Diverge(*self.explain(op, form, args))
@@ -433,16 +435,23 @@ class Skeleton(Taping):
             return False
         return all(admits(run, check, arg) for check, arg in zip(step.checks, inputs, strict=True))
 
-    def elsewhere(self, op: str, form: str, args: tuple[Any, ...]) -> tuple[BlockRun, Step] | None:
-        """Another way on from here that the TraceGraph holds: start its block, leaving the open one if need be."""
+    def elsewhere(
+        self, wanted: Callable[[Node], bool], fits: Callable[[BlockRun, Step], bool]
+    ) -> tuple[BlockRun, Step] | None:
+        """Another way on from here that the TraceGraph holds: start its block, leaving the open one if need be.
+
+        Args:
+            wanted: whether a next node may be the one; the hottest is tried first.
+            fits: whether a run of its block admits what Python asks for.
+        """
         run = self.run
         here = self.here()
         inside = run is not None and not run.complete
         for node in sorted(here.succ, key=here.succ.__getitem__, reverse=True):
-            if node.call.op != op or node.call.form != form:
+            if not wanted(node):
                 continue
             started = self.begun(node)
-            if self.fits(started, started.block.steps[0], op, form, args):
+            if fits(started, started.block.steps[0]):
                 if inside:
                     self.left(here)
                 return self.enter(started, here, node)
@@ -560,16 +569,16 @@ class Skeleton(Taping):
         steps = run.block.steps
         pos = run.pos + 1
         following = steps[pos] if pos < len(steps) else None
-        turns, node = self.log.turns, step.node
-        needed = bool(step.needed)
-        turn = turns.get(node, 0) + 1
+        turns, node, turn = self.log.turns, step.node, 0
+        if step.needed:
+            turn = turns.get(node, 0) + 1
         # No call and no jump backwards from here to the end of the commit: threads, signals and finalisers come in
         # at those only.
         if run.frozen:
             raise Frozen
         run.pos = pos
         self.step = following
-        if needed:
+        if turn:
             turns[node] = turn
         # Committed.
         if self.sync_errors and any(op.fallible for op in run.block.ops[slice(*step.ops)]):

@@ -8,6 +8,7 @@ placeholders if what the tape saw has a signature that the TraceGraph knows (`ru
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
@@ -16,6 +17,7 @@ from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits
 from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.signature import signature_of, unknown_shapes
+from terra_cx.tf.boundary import Passive
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
 from terra_cx.tf.opdefs import Kind
@@ -26,6 +28,7 @@ from terra_cx.trace.tracegraph import Node
 __all__ = ["Taping"]
 
 _RESOURCE = 20
+_passive = Passive()
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 
 
@@ -49,20 +52,10 @@ class Taping(ABC):
         self._signatures: dict[Any, Any] = {}
 
     @abstractmethod
-    def here(self) -> Node:
-        """The node of the last validated op."""
-
-    @abstractmethod
-    def begun(self, node: Node) -> BlockRun:
-        """A run of the block that begins at ``node``."""
-
-    @abstractmethod
-    def left(self, node: Node) -> None:
-        """The open block was left after ``node``."""
-
-    @abstractmethod
-    def enter(self, started: BlockRun, here: Node, node: Node) -> tuple[BlockRun, Step]:
-        """Dispatch what was open and go on with ``started``."""
+    def elsewhere(
+        self, wanted: Callable[[Node], bool], fits: Callable[[BlockRun, Step], bool]
+    ) -> tuple[BlockRun, Step] | None:
+        """Another way on from here that the TraceGraph holds, entered."""
 
     @abstractmethod
     def advance(self, run: BlockRun, step: Step) -> None:
@@ -169,20 +162,9 @@ class Taping(ABC):
         self, tape: Any, target: Any, sources: Any, output_gradients: Any, sources_raw: Any, unconnected: Any
     ) -> Any:
         """``TFE_Py_TapeGradient``: one validated step, whose ops are known from the tape's history."""
-        if not self._mine():
-            return REAL["TFE_Py_TapeGradient"](
-                tape,
-                resolve_all(list(target)),
-                resolve_all(list(sources)),
-                resolve_all(output_gradients),
-                resolve_all(sources_raw),
-                unconnected,
-            )
-        if not all(isinstance(tensor, EagerTensor) for tensor in (*target, *sources)):
-            # A graph that is being traced: none of the region's business.
-            return REAL["TFE_Py_TapeGradient"](
-                tape, target, sources, output_gradients, sources_raw, unconnected
-            )
+        if not self._mine() or not all(isinstance(tensor, EagerTensor) for tensor in (*target, *sources)):
+            # Another thread's, or a graph's that is being traced: none of the region's business.
+            return _passive.tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
         log = self.log
         number = log.tape_number(tape)
         if number >= 0:
@@ -224,17 +206,10 @@ class Taping(ABC):
             and self._fits(run, step, attrs, flat, signature)
         ):
             return run, step
-        here = self.here()
-        inside = run is not None and not run.complete
-        for node in sorted(here.succ, key=here.succ.__getitem__, reverse=True):
-            if node.kind is not Kind.GRADIENT or node.signature != signature:
-                continue
-            started = self.begun(node)
-            if self._fits(started, started.block.steps[0], attrs, flat, signature):
-                if inside:
-                    self.left(here)
-                return self.enter(started, here, node)
-        return None
+        return self.elsewhere(
+            lambda node: node.kind is Kind.GRADIENT and node.signature == signature,
+            lambda run, step: self._fits(run, step, attrs, flat, signature),
+        )
 
     def _fits(self, run: BlockRun, step: Step, attrs: Any, flat: list[Any], signature: Any) -> bool:
         if step.attrs != attrs or len(flat) != len(step.checks):
