@@ -22,6 +22,8 @@ from bytecode import ConcreteBytecode, ConcreteInstr
 from bytecode.concrete import ExceptionTableEntry
 from bytecode.instr import InstrLocation
 
+from terra_cx.observe.locations import location_table
+
 _PLANTED_STACK = 3
 """Stack entries that a planted call needs: NULL, the callable, one argument."""
 
@@ -208,6 +210,7 @@ class Listing:
         new: types.CodeType = self._concrete.to_code(
             stacksize=self.code.co_stacksize + _PLANTED_STACK, compute_exception_stack_depths=False
         )
+        new = new.replace(co_linetable=body.location_table(self.code.co_firstlineno))
         verify(self.code, new, [cell.original is None for cell in body.cells])
         return Assembled(new, body.spans())
 
@@ -339,6 +342,9 @@ class _Body:
                 start = end
         return spans
 
+    def location_table(self, first_line: int) -> bytes:
+        return location_table(first_line, ((cell.size + cell.caches, cell.location) for cell in self.cells))
+
     def exception_table(self) -> list[ExceptionTableEntry]:
         table: list[ExceptionTableEntry] = []
         last: Handler | None = None
@@ -385,6 +391,8 @@ def verify(old: types.CodeType, new: types.CodeType, planted: Sequence[bool]) ->
     positions = [list(code.co_positions()) for code in (old, new)]
     if [positions[0][p.after - 1] for p in before] != [positions[1][p.after - 1] for p in after]:
         raise ListingError("positions changed")
+    if [stop for _, stop, _ in new.co_lines()][-1:] != [len(new.co_code)]:
+        raise ListingError("the table of positions is longer or shorter than the code")
     if _wiring(old, before, before) != _wiring(new, after, everything, planted):
         raise ListingError("jumps or handlers changed")
     for name in (
