@@ -16,7 +16,7 @@ import numpy as np
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import core as _core
-from tensorflow.python.framework import dtypes, op_def_registry, ops, tensor_shape
+from tensorflow.python.framework import dtypes, errors, op_def_registry, ops, tensor_shape
 from tensorflow.python.ops import resource_variable_ops
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "FallbackException",
     "IndexedSlices",
     "NotOkStatus",
+    "OpError",
+    "ResourceVariable",
     "as_tensor",
     "context",
     "convert_variable",
@@ -52,6 +54,7 @@ EagerTensor: Any = ops.EagerTensor
 EagerTensorBase: Any = ops._EagerTensorBase
 FallbackException: type[BaseException] = _core._FallbackException
 NotOkStatus: type[BaseException] = _core._NotOkStatusException
+OpError: type[Exception] = errors.OpError
 ResourceVariable: type = resource_variable_ops.BaseResourceVariable
 
 _fast = REAL["TFE_Py_FastPathExecute"]
