@@ -69,6 +69,7 @@ class Observed(Launch):
             self._probes = Probes(anchor, clock)
         self._variables: Variables | None = None
         self._problems: list[str] = []
+        self._failure: str | None = None
 
     def start_session(self) -> None:
         """Start the session, or the probes, and wait for TensorFlow to be imported."""
@@ -95,7 +96,7 @@ class Observed(Launch):
             self._variables = Variables()
             self._variables.install()
         except Exception as error:  # noqa: BLE001  # whatever it is, the program's import must not fail
-            self._problems.append(f"values cannot be watched ({type(error).__name__}: {error})")
+            self._failure = f"{type(error).__name__}: {error}"
 
     def _instrument(self, code: CodeType) -> CodeType:
         return self._probes.instrument(code) if self._probes is not None else super()._instrument(code)
@@ -118,7 +119,8 @@ class Observed(Launch):
         | `generators` | digest of the state, by name |
         | `clocks` | `{count, laps}` by anchor: visits, and seconds of each step in the second half |
         | `crossings` | how many reads were compared, were the library's, or other threads' |
-        | `problems` | what could not be observed, in words |
+        | `problems` | what is not observed here, in words |
+        | `failure` | an error of ours because of which values are missing, or null |
         """
         variables: list[Any] = []
         generators: dict[str, str] = {}
@@ -129,8 +131,6 @@ class Observed(Launch):
                 variables.append((number, name, None if value is None else astuple(describe(value))))
             for name, state in states().items():
                 generators[name] = hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
-        if self._recorder.failure:
-            self._problems.append(f"some values could not be recorded ({self._recorder.failure})")
         return {
             "made": self._variables.made if self._variables is not None else 0,
             "variables": variables,
@@ -140,6 +140,7 @@ class Observed(Launch):
             },
             "crossings": self._recorder.counts,
             "problems": self._problems,
+            "failure": self._failure or self._recorder.failure,
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from terra_cx.check.runs import Run
 from terra_cx.check.stream import Crossing, Value, read
 
-__all__ = ["Difference", "differences", "step_of"]
+__all__ = ["Difference", "differences", "steady_generators", "step_of"]
 
 _LONGEST = 160  # characters of an output line that are shown
 
@@ -39,13 +39,16 @@ class Difference:
         return f"{self.where}{step}: {self.expected} became {self.got}"
 
 
-def differences(expected: Run, got: Run, masks: Sequence[re.Pattern[str]] = ()) -> Iterator[Difference]:
+def differences(
+    expected: Run, got: Run, masks: Sequence[re.Pattern[str]] = (), generators: Collection[str] = ()
+) -> Iterator[Difference]:
     """Yield the differences between two runs, at most one of each kind.
 
     Args:
         expected: the run that is right.
         got: the other one.
         masks: what matches one of these in an output line is not compared.
+        generators: names of the random generators to compare.
     """
     value = _values(read(expected.stream), read(got.stream))
     if value is not None:
@@ -56,7 +59,15 @@ def differences(expected: Run, got: Run, masks: Sequence[re.Pattern[str]] = ()) 
     if output is not None:
         yield output
     if expected.end is not None and got.end is not None:
-        yield from _ends(expected.end, got.end)
+        yield from _ends(expected.end, got.end, generators)
+
+
+def steady_generators(one: Run, other: Run) -> set[str]:
+    """The random generators that two runs left in the same state: those that the program has seeded."""
+    if one.end is None or other.end is None:
+        return set()
+    states = other.end["generators"]
+    return {name for name, state in one.end["generators"].items() if states.get(name) == state}
 
 
 def step_of(run: Run, index: int) -> int | None:
@@ -114,7 +125,7 @@ def _shown(line: str | None) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
-def _ends(expected: dict[str, Any], got: dict[str, Any]) -> Iterator[Difference]:
+def _ends(expected: dict[str, Any], got: dict[str, Any], generators: Collection[str]) -> Iterator[Difference]:
     left, right = _variables(expected), _variables(got)
     made = expected["made"], got["made"]
     if made[0] != made[1]:
@@ -130,7 +141,7 @@ def _ends(expected: dict[str, Any], got: dict[str, Any]) -> Iterator[Difference]
             yield Difference("variable", *words, f"{named}, number {number} in order of creation")
             break
     for name, state in expected["generators"].items():
-        if got["generators"].get(name) != state:
+        if name in generators and got["generators"].get(name) != state:
             yield Difference("generator", "one state", "another", f"the random generator {name}")
             break
 

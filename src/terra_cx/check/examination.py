@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from terra_cx.check.compare import Difference, differences, step_of
+from terra_cx.check.compare import Difference, differences, steady_generators, step_of
 from terra_cx.check.runs import Job, Run, Runner
 from terra_cx.check.speed import Speed
 from terra_cx.check.verdict import Gates, Outcome, Verdict, judge
@@ -76,11 +76,15 @@ class Examination:
         verdict.report = co.report
         anchor = main_anchor(co)
         again = run("eager-again", "eager", anchor)
+        failures = [r.end["failure"] for r in (eager, co, again) if r.end is not None and r.end["failure"]]
+        if failures:
+            return verdict.blame(Outcome.FAILED, f"it could not be observed: {failures[0]}")
         unsteady = list(differences(eager, again, self.masks))
         if unsteady:
             verdict.differences = with_steps(unsteady, again)
             return verdict.blame(Outcome.NONDETERMINISTIC, f"two eager runs: {verdict.differences[0]}")
-        verdict.differences = with_steps(differences(eager, co, self.masks), again)
+        seeded = steady_generators(eager, again)
+        verdict.differences = with_steps(differences(eager, co, self.masks, seeded), again)
         if verdict.differences and co.status != 0:
             verdict.stderr = co.stderr
         verdict.speed = _speed(again, co, anchor)

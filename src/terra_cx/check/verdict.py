@@ -25,7 +25,7 @@ class Outcome(Enum):
     """What is said of a program; `code` is the exit status, `word` how it is written."""
 
     DIFFERENT = 1, "different"
-    FAILED = 5, "failed in eager"
+    FAILED = 5, "failed"
     UNREADABLE = 8, "cannot be read"
     NONDETERMINISTIC = 3, "nondeterministic"
     NOT_CO_EXECUTED = 4, "not co-executed"

@@ -191,7 +191,7 @@ class Variables:
             self._dead_bytes -= lost.size
 
     def values(self) -> Iterator[tuple[int, str, Any]]:
-        """Yield number, name and value of each variable; the value is None if it was never initialised.
+        """Yield number, name and value of each variable; the value is None if there is none.
 
         To be called when no op of the program is in flight.
         """
