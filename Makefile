@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types check-all matrix bench clean
+.PHONY: help venv demo test lint format types check check-all matrix bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ types: $(INSTALLED) ## check types with mypy
 	$(BIN)/mypy
 
 check-all: lint types test ## lint, types and test
+
+check: $(INSTALLED) ## run the programs eager and co-executed, and compare every value that reached Python
+	$(BIN)/terra-cx check programs --steps 60 $(ARGS)
 
 matrix: $(INSTALLED) ## the quick tests under every supported Python and TensorFlow (environments in .matrix)
 	$(BIN)/python tools/matrix.py $(ARGS)
