@@ -49,11 +49,11 @@ class Observed(Launch):
         command: the words that started it.
         options: the settings.
         folder: where to leave what was seen.
-        anchor: `file:line` at which to time a run without a session; empty for no timing.
+        job: what `runs.Runner` wrote for us: `anchor` is where to time a run without a session.
     """
 
     def __init__(
-        self, program: Program, command: list[str], options: config.Options, folder: Path, anchor: str
+        self, program: Program, command: list[str], options: config.Options, folder: Path, job: dict[str, Any]
     ) -> None:
         super().__init__(program, command, options, options.report)
         self._folder = folder
@@ -64,6 +64,7 @@ class Observed(Launch):
         clock = Clock()  # stays at 0 unless probes count with it
         self._recorder = Recorder(folder / "stream.jsonl", Readers(user), clock)
         self._probes: Probes | None = None
+        anchor = job["anchor"]
         if anchor:
             self._clocks[anchor] = clock
             self._probes = Probes(anchor, clock)
@@ -144,15 +145,19 @@ class Observed(Launch):
         }
 
 
-def main() -> None:
-    """Run the job in the folder that the first word names; the other words are the program's."""
+def main(kind: type[Observed] = Observed) -> None:
+    """Run the job in the folder that the first word names; the other words are the program's.
+
+    Args:
+        kind: how it is launched.
+    """
     folder, words = Path(sys.argv[1]), sys.argv[2:]
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     target = Target("script", words[0], tuple(words[1:]))
     try:
         options = config.load(job["settings"])
         program = load(target)
-        launch = Observed(program, target.command, options, folder, job["anchor"])
+        launch = kind(program, target.command, options, folder, job)
         launch.start_session()
     except CompileError:
         hand_over(target, False)

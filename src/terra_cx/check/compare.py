@@ -22,7 +22,8 @@ class Difference:
     """The first difference of one kind.
 
     `what` is `value`, `ending`, `output`, `variable` or `generator`; `expected` and `got` are words. `file`, `line` and
-    `index` (the number of the value in the stream, from 0) belong to values.
+    `index` (the number of the value in the stream, from 0) belong to values. `pair` holds the two values, of which
+    `expected` and `got` are the words, where there are two.
     """
 
     what: str
@@ -33,6 +34,7 @@ class Difference:
     line: int | None = None
     index: int | None = None
     step: int | None = None
+    pair: tuple[Value, Value] | None = None
 
     def __str__(self) -> str:
         step = f", step {self.step}" if self.step else ""
@@ -78,6 +80,7 @@ def step_of(run: Run, index: int) -> int | None:
 
 def _values(expected: Iterator[Crossing], got: Iterator[Crossing]) -> Difference | None:
     for index, (left, right) in enumerate(itertools.zip_longest(expected, got)):
+        pair = None
         if left is None:
             words = "no further value", f"{right.value} read"
         elif right is None:
@@ -85,11 +88,11 @@ def _values(expected: Iterator[Crossing], got: Iterator[Crossing]) -> Difference
         elif (left.file, left.line) != (right.file, right.line):
             words = f"{left.value} read here", f"{right.value} read at {right.place}"
         elif not left.value.same(right.value):
-            words = _pair(left.value, right.value)
+            words, pair = _pair(left.value, right.value), (left.value, right.value)
         else:
             continue
         place = left or right
-        return Difference("value", *words, place.place, place.file, place.line, index)
+        return Difference("value", *words, place.place, place.file, place.line, index, pair=pair)
     return None
 
 
@@ -138,7 +141,8 @@ def _ends(expected: dict[str, Any], got: dict[str, Any], generators: Collection[
                 continue
             words = _pair(before, after) if before and after else (_state(before), _state(after))
             named = f"variable {name!r}" + (f" (now {other!r})" if other != name else "")
-            yield Difference("variable", *words, f"{named}, number {number} in order of creation")
+            pair = (before, after) if before and after else None
+            yield Difference("variable", *words, f"{named}, number {number} in order of creation", pair=pair)
             break
     for name, state in expected["generators"].items():
         if name in generators and got["generators"].get(name) != state:

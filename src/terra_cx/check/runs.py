@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ _TAIL = 15  # lines of stderr
 class Job:
     """What to run: a script with its arguments, settings for the run, and what the child is to do beside.
 
-    `anchor` is where an eager run is to be timed (`file:line`), empty for no timing.
+    `anchor` is where an eager run is to be timed (`file:line`), empty for no timing. `more` is added to what the
+    child reads.
     """
 
     script: str
     arguments: tuple[str, ...]
     settings: dict[str, Any]
     anchor: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +107,10 @@ class Runner:
         folder.mkdir(parents=True)
         # The report is named in every mode: a name from the environment would be written over by each run.
         settings = {"quiet": True, "report": str(folder / "report.json"), **job.settings}
-        work = {"settings": settings, "anchor": job.anchor}
+        begin = time.perf_counter()
+        work = {"settings": settings, "anchor": job.anchor, "begin": begin, **job.more}
         (folder / "job.json").write_text(json.dumps(work), encoding="utf-8")
         command = [sys.executable, "-c", self._boot, str(folder), job.script, *job.arguments]
-        begin = time.perf_counter()
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             status = self._wait(command, out, err)
         seconds = time.perf_counter() - begin

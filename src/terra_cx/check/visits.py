@@ -28,7 +28,7 @@ _KEPT = 4096
 
 @dataclass(slots=True)
 class Clock:
-    """Visits of one place: how many, and when the last 4096 were, in seconds."""
+    """Visits of one place: how many, and when the last of them (4096 unless `times` is another) were, in seconds."""
 
     count: int = 0
     times: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))

@@ -43,6 +43,7 @@ __all__ = [
     "run_execute",
     "run_fast",
     "tensor_shape",
+    "wait_for_all",
 ]
 
 REAL: dict[str, Callable[..., Any]] = {
@@ -92,6 +93,15 @@ def dtype_of(enum: int) -> Any:
 def op_def(name: str) -> Any:
     """The ``OpDef`` of a registered op, or None for a function or an op of another library."""
     return op_def_registry.get(name)
+
+
+def wait_for_all() -> None:
+    """Wait until every op of TensorFlow's own asynchronous eager mode has run.
+
+    Raises:
+        tf.errors.OpError: one of them failed.
+    """
+    _context.async_wait()
 
 
 def is_variable(value: object) -> bool:
