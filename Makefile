@@ -54,8 +54,8 @@ check: $(INSTALLED) ## run the programs eager and co-executed, and compare every
 matrix: $(INSTALLED) ## the quick tests under every supported Python and TensorFlow (environments in .matrix)
 	$(BIN)/python tools/matrix.py $(ARGS)
 
-bench: $(INSTALLED) ## step times of the programs at small scale: eager, lazy, co
-	$(BIN)/python tools/bench.py $(ARGS)
+bench: $(INSTALLED) ## step times of the programs at small scale, in every mode
+	$(BIN)/terra-cx bench programs --steps 100 $(ARGS) -- --scale small
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) .matrix build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

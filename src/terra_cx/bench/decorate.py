@@ -41,9 +41,10 @@ def decorated(source: bytes | str, filename: str, name: str) -> CodeType | None:
         at = 0
         while at < len(node.decorator_list) and _is_descriptor(node.decorator_list[at]):
             at += 1
+        first = node.decorator_list[0] if node.decorator_list else node
         mark = ast.Name(DECORATOR, ast.Load())
-        mark.lineno, mark.col_offset = node.lineno, node.col_offset
-        mark.end_lineno, mark.end_col_offset = node.lineno, node.col_offset + 3
+        mark.lineno, mark.col_offset = first.lineno, first.col_offset
+        mark.end_lineno, mark.end_col_offset = first.lineno, first.col_offset + 1
         node.decorator_list.insert(at, mark)
     return compile(tree, filename, "exec", dont_inherit=True)
 

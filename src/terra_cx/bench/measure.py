@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import shutil
 import statistics
@@ -13,18 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from terra_cx.bench.modes import MODES, Mode
-from terra_cx.check.compare import Difference, differences
+from terra_cx.bench.result import result_of
+from terra_cx.check.compare import differences
 from terra_cx.check.examination import main_anchor
 from terra_cx.check.runs import Job, Run, Runner
 from terra_cx.check.speed import MIN_LAPS, step_ms
 from terra_cx.check.terminal import Announce
 
-__all__ = ["Bench", "Figures", "Measurement", "result_of"]
-
-ROUNDING = 1e-4
-"""Relative: as far may the first value that differs be from eager's to count as rounding."""
-
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan)")
+__all__ = ["Bench", "Figures", "Measurement"]
 
 
 @dataclass(slots=True)
@@ -184,7 +179,7 @@ class Bench:
         if run.end is not None and run.end["failure"]:
             figures.result, figures.detail = "fails", f"it could not be observed: {run.end['failure']}"
             return
-        result, detail = result_of(list(differences(truth, run, self.masks)))
+        result, detail = result_of(list(differences(truth, run, self.masks)), truth, run)
         if _RANK.index(result) > _RANK.index(figures.result):
             figures.result, figures.detail = result, detail
         bench = _bench(run)
@@ -217,40 +212,3 @@ _RANK = ("identical", "rounding", "wrong", "fails", "not applicable")
 def _bench(run: Run) -> Mapping[str, Any]:
     found: Mapping[str, Any] = (run.end or {}).get("bench", {})
     return found
-
-
-def result_of(found: Sequence[Difference]) -> tuple[str, str]:
-    """The word for a run's differences from eager, and the first of them.
-
-    Compilers of whole graphs may reorder arithmetic, so the last bits may differ without anything being wrong; which it
-    is is told by the first value that differs, before training has amplified it. What has no two values to compare (an
-    output alone, a value more or less) is wrong.
-    """
-    if not found:
-        return "identical", ""
-    first = found[0]
-    distance = _distance(first) if first.what in ("value", "variable") else None
-    if distance is None or distance > ROUNDING:
-        return "wrong", str(first)
-    return "rounding", f"the first value that differs does so by {distance:.1g} of itself: {first}"
-
-
-def _distance(difference: Difference) -> float | None:
-    """The largest relative distance of the numbers that are shown; None if they are no floating point numbers."""
-    if difference.pair is None:
-        return None
-    one, other = difference.pair
-    if (one.dtype, one.shape) != (other.dtype, other.shape) or "float" not in one.dtype:
-        return None
-    pairs = list(
-        zip(map(float, _NUMBER.findall(one.text)), map(float, _NUMBER.findall(other.text)), strict=False)
-    )
-    if not pairs:
-        return None
-    if one.text == other.text:
-        return None  # the elements that differ are not among those that are shown
-    largest = max(max(abs(a), abs(b)) for a, b in pairs)
-    furthest = max(abs(a - b) for a, b in pairs)
-    if math.isnan(furthest) or math.isinf(largest):
-        return None
-    return furthest / largest if largest else 0.0  # zeros of either sign
