@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types check-all matrix bench clean
+.PHONY: help venv demo test lint format types check check-all matrix bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,11 +48,14 @@ types: $(INSTALLED) ## check types with mypy
 
 check-all: lint types test ## lint, types and test
 
+check: $(INSTALLED) ## run the programs eager and co-executed, and compare every value that reached Python
+	$(BIN)/terra-cx check programs --steps 60 $(ARGS)
+
 matrix: $(INSTALLED) ## the quick tests under every supported Python and TensorFlow (environments in .matrix)
 	$(BIN)/python tools/matrix.py $(ARGS)
 
-bench: $(INSTALLED) ## step times of the programs at small scale: eager, lazy, co
-	$(BIN)/python tools/bench.py $(ARGS)
+bench: $(INSTALLED) ## step times of the programs at small scale, in every mode
+	$(BIN)/terra-cx bench programs --steps 100 $(ARGS) -- --scale small
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) .matrix build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

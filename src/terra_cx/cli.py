@@ -1,4 +1,7 @@
-"""`terra-cx`: the commands around a run. `terra-cx run` is terra-run; `terra-cx graph` shows what was traced.
+"""`terra-cx`: the commands around a run.
+
+`terra-cx run` is terra-run, `terra-cx graph` shows what was traced, `terra-cx check` compares with plain eager,
+`terra-cx bench` times.
 
 A command is a function that takes the words behind its name and returns an exit status, and an entry in
 `COMMANDS`. argparse sees the command's name only: the rest is the command's, which may hand most of it on
@@ -72,7 +75,23 @@ def _show_graph(line: CommandLine) -> launcher.AfterBody:
     return show
 
 
+def check(words: Sequence[str]) -> int:
+    """`terra-cx check`: run programs eager and co-executed, and compare all they did."""
+    from terra_cx.check import command
+
+    return command.main(words)
+
+
+def bench(words: Sequence[str]) -> int:
+    """`terra-cx bench`: time programs in several modes."""
+    from terra_cx.bench import command
+
+    return command.main(words)
+
+
 COMMANDS = {
     "run": Command(run, "run a program co-executed; the same as terra-run"),
     "graph": Command(graph, "run a program and print the graph of what it did"),
+    "check": Command(check, "run programs eager and co-executed, and compare all they did"),
+    "bench": Command(bench, "time programs in eager, tf.function, XLA, lazily and co-executed"),
 }

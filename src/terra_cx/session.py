@@ -15,7 +15,6 @@ Guarantees:
 from __future__ import annotations
 
 import builtins
-import gc
 import itertools
 import os
 import sys
@@ -23,11 +22,13 @@ import threading
 import time
 import traceback
 from collections import defaultdict
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.config import Options
 from terra_cx.errors import TerraError
+from terra_cx.observe import names
 from terra_cx.observe.anchors import BARRIER, PROBE, Anchor, AnchorTable, instrument
 from terra_cx.observe.importer import UserCode
 from terra_cx.observe.inplace import InPlace
@@ -83,6 +84,8 @@ class Session:
         self.owner = threading.get_ident()
         self.internal_errors = 0
         self.conductor: Conductor | None = None
+        self.on_region: Callable[[str], None] | None = None
+        """Called with the anchor's line when a region begins; to be set before the program runs."""
         self._surveyor: Surveyor | None = None
         self._surveyed = 0
         self._survey_visits = _SURVEY_VISITS
@@ -112,9 +115,8 @@ class Session:
             raise TerraError("a session is started already; end it first (sessions do not nest)")
         _current = self
         self._started = True
-        _keep_until_exit()
-        setattr(builtins, PROBE, self._idle_probe)
-        setattr(builtins, BARRIER, self._no_barrier)
+        names.keep_until_exit()
+        names.put(self._idle_probe, self._no_barrier)
         self.user.install(self.table)
         self.inplace.adapt()
         self.originals.adapt()
@@ -153,8 +155,7 @@ class Session:
         if _current is self:
             _current = None
         self._record = self.report()
-        setattr(builtins, PROBE, _nothing)
-        setattr(builtins, BARRIER, _nothing)
+        names.put(names.do_nothing)
         self.inplace.restore()
         self.originals.restore()
         self.user.remove()
@@ -181,8 +182,7 @@ class Session:
         # A forked child has no graph runner: it goes on in plain eager.
         if self._started:
             self._broken = True
-            setattr(builtins, PROBE, _nothing)
-            setattr(builtins, BARRIER, _nothing)
+            names.put(names.do_nothing)
             if self.conductor is not None:
                 self.conductor.boundary.use(self.conductor.boundary.passive)
 
@@ -214,6 +214,7 @@ class Session:
             self.conductor = Conductor(
                 self.options, boundary, StatementObserver(self.user, self.table), self._internal
             )
+            self.conductor.on_region = self.on_region
         self.conductor.boundary.install()
         self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
         self._surveyed = 0
@@ -347,8 +348,7 @@ class Session:
 
     def _retreat(self) -> None:
         self._broken = True
-        setattr(builtins, PROBE, _nothing)
-        setattr(builtins, BARRIER, _nothing)
+        names.put(names.do_nothing)
         if self.conductor is not None:
             self.conductor.abandon()
 
@@ -416,21 +416,6 @@ class Session:
 
     def _anchors(self) -> list[Any]:
         return list(self.conductor.anchors.values()) if self.conductor is not None else []
-
-
-def _nothing(*_: object) -> None:
-    """A probe after the session has ended."""
-
-
-def _keep_until_exit() -> None:
-    """Make the probes' names survive the end of the interpreter, where the last finalisers still meet them.
-
-    Python restores ``builtins`` from a copy of its first state before it clears modules, so names added later are gone
-    while probed code still runs. The copies are found as the dicts that hold the same ``__import__``.
-    """
-    for holder in gc.get_referrers(builtins.__import__):
-        if isinstance(holder, dict) and holder.get("__name__") == "builtins":
-            holder[PROBE] = holder[BARRIER] = _nothing
 
 
 def _tensorflow_ready() -> bool:

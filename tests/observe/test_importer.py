@@ -28,7 +28,7 @@ import pytest
 import terra_cx
 from terra_cx.observe import importer
 from terra_cx.observe.anchors import BARRIER, PROBE, AnchorTable
-from terra_cx.observe.importer import UserCode
+from terra_cx.observe.importer import UserCode, when_imported
 
 MODULE = '''
 """Module."""
@@ -376,3 +376,51 @@ def test_nothing_of_tensorflow_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# --- waiting for one module ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "awaited.py").write_text("VALUE = 3\n")
+    (tmp_path / "failing.py").write_text("raise KeyError('here')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    finders = list(sys.meta_path)
+    yield "awaited"
+    sys.modules.pop("awaited", None)
+    sys.meta_path[:] = finders
+
+
+def test_it_is_told_once_when_the_module_has_run(module: str) -> None:
+    told: list[Any] = []
+    finders = list(sys.meta_path)
+    when_imported(module, lambda found: told.append(found.VALUE))
+    import json.decoder  # noqa: F401  # others pass by
+
+    assert told == []
+    importlib.import_module(module)
+    assert told == [3]
+    assert sys.meta_path == finders
+    importlib.reload(sys.modules[module])
+
+
+def test_a_module_that_is_loaded_is_told_at_once(module: str) -> None:
+    importlib.import_module(module)
+    told: list[Any] = []
+    when_imported(module, told.append)
+    assert told == [sys.modules[module]]
+
+
+def test_a_module_that_fails_or_is_missing_is_not_told(module: str) -> None:
+    told: list[Any] = []
+    when_imported("failing", told.append)
+    with pytest.raises(KeyError) as caught:
+        importlib.import_module("failing")
+    assert importer.__file__ not in {
+        frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)
+    }
+    when_imported("no_such_module", told.append)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("no_such_module")
+    assert told == []

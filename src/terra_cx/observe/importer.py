@@ -24,7 +24,7 @@ from typing import Any
 
 from terra_cx.observe.anchors import AnchorTable, instrument
 
-__all__ = ["UserCode"]
+__all__ = ["UserCode", "when_imported"]
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -165,6 +165,36 @@ class _Finder(importlib.abc.MetaPathFinder):
         except Exception as error:  # noqa: BLE001  # whatever it is, the module runs without probes
             self._user.failures.append((name, f"{type(error).__name__}: {error}"))
             return code
+
+
+def when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:
+    """Call `hook` with the module `name` right after its first import has executed it; at once if that has been."""
+    if name in sys.modules:
+        hook(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _Waiting(name, hook))
+
+
+class _Waiting(importlib.abc.MetaPathFinder):
+    """Finds nothing itself; waits for one module, makes its loader tell, and is gone."""
+
+    def __init__(self, name: str, hook: Callable[[ModuleType], None]) -> None:
+        self._name = name
+        self._hook = hook
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
+        """The spec that the others find, if it is the module that is waited for."""
+        if name != self._name or self not in sys.meta_path:
+            return None
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        sys.meta_path.remove(self)
+        for finder in behind:
+            find = getattr(finder, "find_spec", None)
+            spec = find(name, path, target) if find is not None else None
+            if spec is not None:
+                spec.loader.exec_module = _telling(spec.loader.exec_module, self._hook)
+                return spec
+        return None
 
 
 def _telling(

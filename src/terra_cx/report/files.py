@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from terra_cx.errors import UsageError
@@ -49,6 +50,40 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+class Claims:
+    """The files that a command writes at its end. What cannot be written is told, and keeps nothing else from it.
+
+    Args:
+        wanted: by a name of the caller's; None for a file that nobody asked for.
+    """
+
+    def __init__(self, wanted: Mapping[str, Path | None]) -> None:
+        self.problems: list[str] = []
+        self.failed = False
+        self._places = {name: place for name, path in wanted.items() if path and (place := self._claim(path))}
+
+    def _claim(self, path: Path) -> Path | None:
+        try:
+            return claim(path)
+        except UsageError as error:
+            self._fail(str(error))
+            return None
+
+    def write(self, name: str, make: Callable[[], str]) -> None:
+        """Write what `make` returns, if the file was asked for and can be written."""
+        place = self._places.get(name)
+        if place is None:
+            return
+        try:
+            write_text(place, make())
+        except OSError as error:
+            self._fail(f"cannot write {place}: {error.strerror}; name another file")
+
+    def _fail(self, problem: str) -> None:
+        self.failed = True
+        self.problems.append(problem)
 
 
 def as_json(record: Record) -> str:

@@ -89,6 +89,8 @@ class Conductor:
         self._code: Any = None
         self._skeletons: dict[int, Skeleton] = {}
         self.owner = threading.get_ident()
+        self.on_region: Callable[[str], None] | None = None
+        """Called with the anchor's line when a region begins."""
 
     # -- anchors -------------------------------------------------------------------------------------------------
     def activate(self, anchor_id: int, line: str, eager_times: list[float]) -> ActiveAnchor:
@@ -117,6 +119,8 @@ class Conductor:
 
     def begin_region(self, anchor: ActiveAnchor, frame: Any) -> None:
         """Start a region of ``anchor`` in the stage that the anchor is in."""
+        if self.on_region is not None:
+            self.on_region(anchor.line)
         self.current = anchor
         self.visits.clear()
         self._region_start = time.perf_counter()

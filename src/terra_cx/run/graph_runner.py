@@ -18,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from terra_cx.compile.lowering import function_of, lower
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.channels import Channel, ChannelError
 from terra_cx.run.eager import OpFailed, annotate, do_draw, feeds_of, run_eagerly, settle
 from terra_cx.run.verify import Snapshot, same_bits
+from terra_cx.tf.graphs import CompiledFunction
 
 __all__ = ["GraphRunner", "RunnerStatistics"]
 
@@ -52,6 +54,8 @@ class GraphRunner:
         self.raised: BaseException | None = None
         self.internal: Callable[[str, BaseException], None] = lambda what, error: None
         self.current: BlockRun | None = None
+        self.tap: Callable[[BlockRun, CompiledFunction | None, list[Any]], None] | None = None
+        """Told of every run on the runner's thread: its function (None if it runs op by op) and the feeds."""
         self._thread: threading.Thread | None = None
 
     # -- other threads -------------------------------------------------------------------------------------------
@@ -147,6 +151,8 @@ class GraphRunner:
                 slot = run.slots[flat]
                 if slot is not None:
                     slot.value = value
+        if self.tap is not None:
+            self.tap(run, function, feeds)
         try:
             results = function(feeds)
         except Exception:  # noqa: BLE001
@@ -163,6 +169,8 @@ class GraphRunner:
                 slot.value = value
 
     def _truth(self, run: BlockRun, feeds: list[object], drawn: bool = False) -> list[object]:
+        if self.tap is not None:
+            self.tap(run, None, feeds)
         values = run_eagerly(run, feeds, drawn)
         settle(run, values)
         return values

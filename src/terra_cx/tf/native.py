@@ -16,7 +16,7 @@ import numpy as np
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import core as _core
-from tensorflow.python.framework import dtypes, op_def_registry, ops, tensor_shape
+from tensorflow.python.framework import dtypes, errors, op_def_registry, ops, tensor_shape
 from tensorflow.python.ops import resource_variable_ops
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "FallbackException",
     "IndexedSlices",
     "NotOkStatus",
+    "OpError",
+    "ResourceVariable",
     "as_tensor",
     "context",
     "convert_variable",
@@ -42,6 +44,7 @@ __all__ = [
     "run_execute",
     "run_fast",
     "tensor_shape",
+    "wait_for_all",
 ]
 
 REAL: dict[str, Callable[..., Any]] = {
@@ -53,6 +56,7 @@ EagerTensor: Any = ops.EagerTensor
 EagerTensorBase: Any = ops._EagerTensorBase
 FallbackException: type[BaseException] = _core._FallbackException
 NotOkStatus: type[BaseException] = _core._NotOkStatusException
+OpError: type[Exception] = errors.OpError
 ResourceVariable: type = resource_variable_ops.BaseResourceVariable
 
 executing_eagerly: Callable[[], bool] = _context.executing_eagerly
@@ -92,6 +96,15 @@ def dtype_of(enum: int) -> Any:
 def op_def(name: str) -> Any:
     """The ``OpDef`` of a registered op, or None for a function or an op of another library."""
     return op_def_registry.get(name)
+
+
+def wait_for_all() -> None:
+    """Wait until every op of TensorFlow's own asynchronous eager mode has run.
+
+    Raises:
+        tf.errors.OpError: one of them failed.
+    """
+    _context.async_wait()
 
 
 def is_variable(value: object) -> bool:
