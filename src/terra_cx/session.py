@@ -23,14 +23,16 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from types import CodeType, FrameType
+from collections.abc import Callable
+from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.config import Options
 from terra_cx.errors import TerraError
-from terra_cx.observe.anchors import BARRIER, PROBE, Anchor, AnchorTable, instrument
+from terra_cx.observe.anchors import ARRIVAL, BARRIER, PROBE, Anchor, AnchorTable, instrument
 from terra_cx.observe.importer import UserCode
 from terra_cx.observe.inplace import InPlace
+from terra_cx.observe.managers import is_harmless
 from terra_cx.observe.originals import Originals
 from terra_cx.report.record import Record, blank
 
@@ -106,8 +108,7 @@ class Session:
         _current = self
         self._started = True
         _keep_until_exit()
-        setattr(builtins, PROBE, self._idle_probe)
-        setattr(builtins, BARRIER, self._no_barrier)
+        _answer(self._idle_probe)
         self.user.install(self.table)
         self.inplace.adapt()
         self.originals.adapt()
@@ -141,8 +142,7 @@ class Session:
         if _current is self:
             _current = None
         self._record = self.report()
-        setattr(builtins, PROBE, _nothing)
-        setattr(builtins, BARRIER, _nothing)
+        _answer()
         self.inplace.restore()
         self.originals.restore()
         self.user.remove()
@@ -169,8 +169,7 @@ class Session:
         # A forked child has no graph runner: it goes on in plain eager.
         if self._started:
             self._broken = True
-            setattr(builtins, PROBE, _nothing)
-            setattr(builtins, BARRIER, _nothing)
+            _answer()
             if self.conductor is not None:
                 self.conductor.boundary.use(self.conductor.boundary.passive)
 
@@ -251,8 +250,7 @@ class Session:
         self._surveyor = None
         active = conductor.activate(anchor_id, _line(anchor), times)
         active.regions["eager"] += max(len(marks) - 1, 0)
-        setattr(builtins, PROBE, self._active_probe)
-        setattr(builtins, BARRIER, self._barrier)
+        _answer(self._active_probe, self._barrier, self._arrival)
         conductor.visit(active, frame)
 
     def _active_probe(self, anchor_id: int) -> None:
@@ -274,12 +272,37 @@ class Session:
             if self._foreign[anchor_id] > self._patience:
                 self._guarded(self._survey_again, anchor_id, frame)
 
-    def _barrier(self) -> None:
-        if self.conductor is not None and not self._broken:
-            self._guarded(self.conductor.barrier)
+    def _barrier(self, *manager: Any) -> None:
+        """Control enters or leaves a guarded body; ``manager`` is that of a ``with`` statement, or its exit method."""
+        conductor = self.conductor
+        if conductor is None or self._broken or not conductor.at_risk():
+            return
+        if (manager and is_harmless(manager[0])) or _in_finaliser(sys._getframe(1)):
+            return
+        self._guarded(conductor.barrier)
 
-    def _no_barrier(self) -> None:
-        """Nothing is in flight yet."""
+    def _arrival(self, error: BaseException) -> BaseException:
+        """An exception comes to a handler; returns the one that eager would have brought there.
+
+        An op that failed before it was raised would have raised first. Not so where nobody waits for ops: Ctrl-C, a
+        generator that is closed.
+        """
+        conductor = self.conductor
+        if conductor is None or self._broken or not conductor.at_risk():
+            return error
+        frame = sys._getframe(1)
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)) or _in_finaliser(frame):
+            return error
+        try:
+            self._guarded(conductor.barrier)
+        except BaseException as late:  # noqa: BLE001  # the program's own, or Ctrl-C meanwhile: it is handled instead
+            place = error.__traceback__
+            if place is None or place.tb_frame is not frame:
+                return late
+            # Raised where `error` was, as far as this frame is concerned.
+            entry = TracebackType(late.__traceback__, frame, place.tb_lasti, place.tb_lineno)
+            return late.with_traceback(entry)
+        return error
 
     def region(self, frame: FrameType) -> None:
         """A user's own mark: the code at ``frame`` begins a region each time it comes by (`terra_cx.region`)."""
@@ -320,8 +343,7 @@ class Session:
 
     def _retreat(self) -> None:
         self._broken = True
-        setattr(builtins, PROBE, _nothing)
-        setattr(builtins, BARRIER, _nothing)
+        _answer()
         if self.conductor is not None:
             self.conductor.abandon()
 
@@ -392,7 +414,32 @@ class Session:
 
 
 def _nothing(*_: object) -> None:
-    """A probe after the session has ended."""
+    """A probe when there is nothing to do: before co-execution, or after the session has ended."""
+
+
+def _same(error: BaseException) -> BaseException:
+    """An arrival then."""
+    return error
+
+
+def _answer(
+    probe: Callable[[int], None] = _nothing,
+    barrier: Callable[..., None] = _nothing,
+    arrival: Callable[[BaseException], BaseException] = _same,
+) -> None:
+    """Say who answers the calls that are planted in the user's code."""
+    setattr(builtins, PROBE, probe)
+    setattr(builtins, BARRIER, barrier)
+    setattr(builtins, ARRIVAL, arrival)
+
+
+def _in_finaliser(frame: FrameType | None) -> bool:
+    """Whether a ``__del__`` is running: Python would swallow an error there."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _keep_until_exit() -> None:
@@ -404,6 +451,7 @@ def _keep_until_exit() -> None:
     for holder in gc.get_referrers(builtins.__import__):
         if isinstance(holder, dict) and holder.get("__name__") == "builtins":
             holder[PROBE] = holder[BARRIER] = _nothing
+            holder[ARRIVAL] = _same
 
 
 def _tensorflow_ready() -> bool:

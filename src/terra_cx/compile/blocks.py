@@ -124,6 +124,8 @@ class Block:
     eager: str | None = None
     """Why the block runs op by op for ever (its compiled form differed, or could not be built)."""
     barriers: bool = False
+    first_fallible: int | None = None
+    """The first flat op that may fail, if any may."""
     runs: int = 0
     signatures: dict[Any, Any] = field(default_factory=dict)
     built_from: tuple[Any, ...] = ()

@@ -160,6 +160,9 @@ class Skeleton:
         self.waits: dict[str, float] = {}
         self.leaves = 0
         self.ops = 0
+        self.risky = BlockRun(Block(-1, ()), self, 0, 0)
+        """The youngest run handed over that may fail."""
+        self.risky.state = State.DONE
         self._held: list[BlockRun] = []
         self._regions_held = 0
         self._ahead: list[BlockRun | None] = []
@@ -279,6 +282,8 @@ class Skeleton:
             run.outputs = block.outputs
         block.runs += 1
         run.state = State.SENT
+        if block.first_fallible is not None:
+            self.risky = run
         if self.lazy:
             self._held.append(run)
         else:
@@ -292,18 +297,31 @@ class Skeleton:
             for run in held:
                 self.runner.send(run)
 
+    def at_risk(self) -> bool:
+        """Whether an op that may fail was issued and is not known to have succeeded."""
+        if self.busy:
+            return False  # whoever asks is none of the region's: a finaliser, a signal handler
+        return self.runner.failed is not None or self.risky.state <= State.SENT or self._open_risk()
+
+    def _open_risk(self) -> bool:
+        run = self.run
+        first = None if run is None or run.pos == 0 else run.block.first_fallible
+        return first is not None and first < run.block.steps[run.pos - 1].ops[1]  # type: ignore[union-attr]
+
     def barrier(self) -> None:
         """Errors of ops issued so far must surface here: wait if any of them can fail.
 
         Raises:
             BaseException: a kernel error of an earlier op.
         """
-        if any(run.state <= State.SENT and any(op.fallible for op in run.block.ops) for run in self.log.runs):
-            run = self.run
-            if run is not None and not run.complete:
+        if self._open_risk():
+            if self.run is not None and not self.run.complete:
                 self.graph.cut(self.here(), "try")
             self.dispatch()
-            self.drain()
+        if self.risky.state <= State.SENT:
+            self.hand_over()
+            self.wait(self.risky, "try")
+        self.check()
 
     def wait(self, run: BlockRun, where: str) -> None:
         """Wait until ``run`` is done; interruptible by signals, watched by the watchdog."""
