@@ -33,9 +33,8 @@ class SwitchInterval:
         sys.setswitchinterval = self._remember
 
     def _remember(self, interval: float, /) -> None:
-        if not interval > 0:
-            self._set(interval)  # raises what Python raises
-        self._users = float(interval)
+        self._set(interval)  # raises what Python raises
+        self._users = self._get()
         self._set(min(SECONDS, self._users))
 
     def restore(self) -> None:
