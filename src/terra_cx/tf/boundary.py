@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from terra_cx.tf import native
-from terra_cx.tf.native import REAL, EagerTensorBase, NotOkStatus, pywrap_tfe
+from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 
 __all__ = ["EFFECTS", "HARMLESS", "OPS", "TAPES", "TENSORS", "Boundary", "Handler", "Passive"]
@@ -269,6 +269,7 @@ class Boundary:
         for name, function in setters.items():
             if name in REAL:
                 setattr(pywrap_tfe, name, function)
+        HostCallbacks.__call__ = lambda *a: resolve_all(native.call_host(*a))
         self.use(self.passive)
 
     def remove(self) -> None:
@@ -279,6 +280,7 @@ class Boundary:
         for name in (*OPS, *TAPES, *TENSORS, *_DLPACK, "TFE_ContextClearCaches"):
             if name in REAL:
                 setattr(pywrap_tfe, name, REAL[name])
+        HostCallbacks.__call__ = native.call_host
         self.watch_reads(None)
 
     def use(self, handler: Handler) -> None:
