@@ -8,6 +8,7 @@ Guarantees:
 * Until a loop is warm nothing of TensorFlow is touched; a probe then costs about 0.1 microseconds.
 * One thread, the owner, is co-executed: the one that `start` was called on. Probes of other threads do
   nothing.
+* Probes that an earlier session planted are none of this one's.
 * An error of our own never reaches the program: what was validated is executed, the program goes on in plain
   eager, stderr says so once, and the report counts it.
 """
@@ -117,6 +118,11 @@ class Session:
         if register is not None:
             register(self._at_exit)
 
+    @property
+    def started(self) -> bool:
+        """Whether it is at work: not before `start`, not after `close`."""
+        return self._started
+
     def instrument(self, code: CodeType) -> CodeType:
         """The code of ``__main__`` with anchor probes; its file counts as user code from now on."""
         self.user.add(code.co_filename)
@@ -178,7 +184,9 @@ class Session:
         """Nothing is hot yet: count."""
         counts = self._counts
         counts[anchor_id] += 1
-        if counts[anchor_id] >= self._warm and threading.get_ident() == self.owner and _tensorflow_ready():
+        if counts[anchor_id] < self._warm or anchor_id not in self.table:
+            return
+        if threading.get_ident() == self.owner and _tensorflow_ready():
             self._guarded(self._begin_survey, anchor_id, sys._getframe(1))
 
     def _begin_survey(self, anchor_id: int, frame: FrameType) -> None:
@@ -204,7 +212,7 @@ class Session:
         self._survey(anchor_id, frame)
 
     def _survey_probe(self, anchor_id: int) -> None:
-        if threading.get_ident() != self.owner:
+        if threading.get_ident() != self.owner or anchor_id not in self.table:
             return
         if self.conductor is not None and anchor_id in self.conductor.anchors:
             # Back at a known step, after a survey of what came between.
@@ -258,6 +266,8 @@ class Session:
         if conductor is None or threading.get_ident() != self.owner:
             return
         anchor = conductor.anchors.get(anchor_id)
+        if anchor is None and anchor_id not in self.table:
+            return
         frame = sys._getframe(1)
         if anchor is not None:
             self._foreign.clear()

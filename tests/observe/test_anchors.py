@@ -274,7 +274,19 @@ def test_parents_and_lines() -> None:
     assert parents == {2: None, 3: 2, 5: None, 7: 5, 11: 7}
     assert by_line[5].kind == "function"
     assert by_line[5].qualname == "f"
-    assert [anchor.id for anchor in table] == list(range(len(table)))
+    ids = [anchor.id for anchor in table]
+    assert sorted(set(ids)) == ids
+    assert all(table[number].id == number for number in ids)
+
+
+def test_an_id_belongs_to_one_table() -> None:
+    first, second = AnchorTable(), AnchorTable()
+    for table in (first, second):
+        instrument(compiled("for x in '12': pass"), table)
+    (one,), (other,) = first, second
+    assert one.id in first
+    assert one.id not in second
+    assert other.id not in first
 
 
 # -- barriers -------------------------------------------------------------------------------------------
@@ -1061,6 +1073,8 @@ def test_where_a_frame_is() -> None:
         patch.setattr(builtins, PROBE, lambda anchor: None, raising=False)
         namespace["f"]()
     assert seen == [[], [4], [4, 6], [4], []]
-    assert table.function(namespace["f"].__code__) == 0
+    function = table.function(namespace["f"].__code__)
+    assert function is not None
+    assert (table[function].kind, table[function].qualname) == ("function", "f")
     assert table.function(compiled("")) is None
     assert table.loops(compiled("")) == ()

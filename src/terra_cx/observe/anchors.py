@@ -22,6 +22,7 @@ handlers and order. Code for which this cannot be shown (`listing.verify`) is le
 from __future__ import annotations
 
 import builtins
+import itertools
 import threading
 import types
 from collections.abc import Iterator
@@ -67,10 +68,16 @@ class _Places:
 
 
 class AnchorTable:
-    """All anchors of the program. An anchor's id is its position; ids are never reused."""
+    """All anchors of one session's program.
+
+    An anchor's id is unique in the process: code keeps its probes when the session that planted them has ended,
+    and they must mean nothing to the next one.
+    """
+
+    _ids = itertools.count()
 
     def __init__(self) -> None:
-        self.anchors: list[Anchor] = []
+        self._anchors: dict[int, Anchor] = {}
         self.skipped: list[tuple[str, str]] = []
         """Code objects that were left as they are: where, and why."""
         self._lock = threading.Lock()
@@ -80,21 +87,24 @@ class AnchorTable:
         self._originals: dict[int, tuple[types.CodeType, types.CodeType]] = {}
 
     def __getitem__(self, anchor_id: int) -> Anchor:
-        return self.anchors[anchor_id]
+        return self._anchors[anchor_id]
+
+    def __contains__(self, anchor_id: object) -> bool:
+        return anchor_id in self._anchors
 
     def __len__(self) -> int:
-        return len(self.anchors)
+        return len(self._anchors)
 
     def __iter__(self) -> Iterator[Anchor]:
-        return iter(self.anchors)
+        return iter(list(self._anchors.values()))
 
     def add(
         self, kind: Literal["loop", "function"], code: types.CodeType, line: int, parent: int | None = None
     ) -> Anchor:
         """Register a place in `code` and return it with its id. Safe to call from several threads."""
         with self._lock:
-            anchor = Anchor(len(self.anchors), kind, code.co_filename, line, code.co_qualname, parent)
-            self.anchors.append(anchor)
+            anchor = Anchor(next(self._ids), kind, code.co_filename, line, code.co_qualname, parent)
+            self._anchors[anchor.id] = anchor
         return anchor
 
     def place(self, code: types.CodeType, function: int | None, loops: dict[int, list[range]]) -> None:
