@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import types
@@ -22,7 +23,8 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
 
     As a decorator the function, the functions defined in it, and those that it can name in its module or in its
     closure get anchor probes, so the step loop is found by itself. As a context manager the code inside already
-    runs and cannot be given probes: modules imported inside get them, and `region` marks a step.
+    runs and cannot be given probes: modules imported inside get them, and `region` marks a step. Nor can it be
+    seen which `try` an op stands in, so there every op that may fail is waited for (`sync_errors`).
 
     Args:
         settings: any setting of `terra_cx.config.Options`, by name; those not given come from the environment
@@ -36,12 +38,15 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
     def __init__(self, **settings: object) -> None:
         self._settings = settings
         self._session: Session | None = None
+        self._probed = False
 
     def __enter__(self) -> Session:
         from terra_cx import config
         from terra_cx.session import Session
 
         options = config.load(self._settings)
+        if not self._probed:
+            options = dataclasses.replace(options, sync_errors=True)
         session = Session(options)
         if options.disable or options.mode == "eager":
             return session
@@ -65,7 +70,9 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with co_execute(**self._settings) as session:
+            manager = co_execute(**self._settings)
+            manager._probed = True
+            with manager as session:
                 run.last_session = session  # type: ignore[attr-defined]
                 if not session.started:  # switched off: nobody would answer the probes
                     return function(*args, **kwargs)  # type: ignore[no-any-return]

@@ -8,13 +8,13 @@ Guarantees:
 * Until a loop is warm nothing of TensorFlow is touched; a probe then costs about 0.1 microseconds.
 * One thread, the owner, is co-executed: the one that `start` was called on. Probes of other threads do
   nothing.
+* Probes that an earlier session planted are none of this one's.
 * An error of our own never reaches the program: what was validated is executed, the program goes on in plain
   eager, stderr says so once, and the report counts it.
 """
 
 from __future__ import annotations
 
-import builtins
 import itertools
 import os
 import sys
@@ -23,15 +23,16 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.config import Options
 from terra_cx.errors import TerraError
 from terra_cx.observe import names
-from terra_cx.observe.anchors import BARRIER, PROBE, Anchor, AnchorTable, instrument
+from terra_cx.observe.anchors import Anchor, AnchorTable, instrument
 from terra_cx.observe.importer import UserCode
 from terra_cx.observe.inplace import InPlace
+from terra_cx.observe.managers import is_harmless
 from terra_cx.observe.originals import Originals
 from terra_cx.report.record import Record, blank
 
@@ -116,7 +117,7 @@ class Session:
         _current = self
         self._started = True
         names.keep_until_exit()
-        names.put(self._idle_probe, self._no_barrier)
+        names.put(self._idle_probe)
         self.user.install(self.table)
         self.inplace.adapt()
         self.originals.adapt()
@@ -155,7 +156,7 @@ class Session:
         if _current is self:
             _current = None
         self._record = self.report()
-        names.put(names.do_nothing)
+        names.put()
         self.inplace.restore()
         self.originals.restore()
         self.user.remove()
@@ -182,7 +183,7 @@ class Session:
         # A forked child has no graph runner: it goes on in plain eager.
         if self._started:
             self._broken = True
-            names.put(names.do_nothing)
+            names.put()
             if self.conductor is not None:
                 self.conductor.boundary.use(self.conductor.boundary.passive)
 
@@ -191,9 +192,10 @@ class Session:
         """Nothing is hot yet: count."""
         counts = self._counts
         counts[anchor_id] += 1
+        if counts[anchor_id] < _WARM or anchor_id not in self.table:
+            return
         if (
-            counts[anchor_id] >= _WARM
-            and time.perf_counter() >= self._next_survey
+            time.perf_counter() >= self._next_survey
             and threading.get_ident() == self.owner
             and _tensorflow_ready()
         ):
@@ -220,16 +222,16 @@ class Session:
         self._surveyed = 0
         self._survey_start = time.perf_counter()
         self.conductor.boundary.use(self._surveyor)
-        setattr(builtins, PROBE, self._survey_probe)
+        names.put_probe(self._survey_probe)
         self._survey(anchor_id, frame)
 
     def _survey_probe(self, anchor_id: int) -> None:
-        if threading.get_ident() != self.owner:
+        if threading.get_ident() != self.owner or anchor_id not in self.table:
             return
         if self.conductor is not None and anchor_id in self.conductor.anchors:
             # Back at a known step, after a survey of what came between.
             self._surveyor = None
-            setattr(builtins, PROBE, self._active_probe)
+            names.put_probe(self._active_probe)
             self._guarded(self.conductor.visit, self.conductor.anchors[anchor_id], sys._getframe(1))
             return
         self._guarded(self._survey, anchor_id, sys._getframe(1))
@@ -265,7 +267,7 @@ class Session:
             self._next_survey = self._begun + (self._fruitless - _SURVEY_GRACE) / _SURVEY_SHARE
             assert self.conductor is not None
             self.conductor.boundary.use(self.conductor.boundary.passive)
-            setattr(builtins, PROBE, self._active_probe if self.conductor.anchors else self._idle_probe)
+            names.put_probe(self._active_probe if self.conductor.anchors else self._idle_probe)
 
     def _activate(self, anchor_id: int, frame: FrameType) -> None:
         conductor = self.conductor
@@ -276,8 +278,7 @@ class Session:
         self._surveyor = None
         active = conductor.activate(anchor_id, _line(anchor), times)
         active.regions["eager"] += max(len(marks) - 1, 0)
-        setattr(builtins, PROBE, self._active_probe)
-        setattr(builtins, BARRIER, self._barrier)
+        names.put(self._active_probe, self._barrier, self._arrival)
         conductor.visit(active, frame)
 
     def _active_probe(self, anchor_id: int) -> None:
@@ -285,6 +286,8 @@ class Session:
         if conductor is None or threading.get_ident() != self.owner:
             return
         anchor = conductor.anchors.get(anchor_id)
+        if anchor is None and anchor_id not in self.table:
+            return
         frame = sys._getframe(1)
         if anchor is not None:
             self._foreign.clear()
@@ -302,12 +305,37 @@ class Session:
                 else:
                     self._guarded(self._survey_again, anchor_id, frame)
 
-    def _barrier(self) -> None:
-        if self.conductor is not None and not self._broken:
-            self._guarded(self.conductor.barrier)
+    def _barrier(self, *manager: Any) -> None:
+        """Control enters or leaves a guarded body; ``manager`` is that of a ``with`` statement, or its exit method."""
+        conductor = self.conductor
+        if conductor is None or self._broken or not conductor.at_risk():
+            return
+        if (manager and is_harmless(manager[0])) or _in_finaliser(sys._getframe(1)):
+            return
+        self._guarded(conductor.barrier)
 
-    def _no_barrier(self) -> None:
-        """Nothing is in flight yet."""
+    def _arrival(self, error: BaseException) -> BaseException:
+        """An exception comes to a handler; returns the one that eager would have brought there.
+
+        An op that failed before it was raised would have raised first. Not so where nobody waits for ops: Ctrl-C, a
+        generator that is closed.
+        """
+        conductor = self.conductor
+        if conductor is None or self._broken or not conductor.at_risk():
+            return error
+        frame = sys._getframe(1)
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)) or _in_finaliser(frame):
+            return error
+        try:
+            self._guarded(conductor.barrier)
+        except BaseException as late:  # noqa: BLE001  # the program's own, or Ctrl-C meanwhile: it is handled instead
+            place = error.__traceback__
+            if place is None or place.tb_frame is not frame:
+                return late
+            # Raised where `error` was, as far as this frame is concerned.
+            entry = TracebackType(late.__traceback__, frame, place.tb_lasti, place.tb_lineno)
+            return late.with_traceback(entry)
+        return error
 
     def region(self, frame: FrameType) -> None:
         """A user's own mark: the code at ``frame`` begins a region each time it comes by (`terra_cx.region`)."""
@@ -348,7 +376,7 @@ class Session:
 
     def _retreat(self) -> None:
         self._broken = True
-        names.put(names.do_nothing)
+        names.put()
         if self.conductor is not None:
             self.conductor.abandon()
 
@@ -416,6 +444,15 @@ class Session:
 
     def _anchors(self) -> list[Any]:
         return list(self.conductor.anchors.values()) if self.conductor is not None else []
+
+
+def _in_finaliser(frame: FrameType | None) -> bool:
+    """Whether a ``__del__`` is running: Python would swallow an error there."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _tensorflow_ready() -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
+import contextlib
 import dis
 import functools
 import importlib.util
 import itertools
 import linecache
 import marshal
+import re
 import subprocess
 import sys
 import textwrap
@@ -25,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from terra_cx.observe import anchors, listing
-from terra_cx.observe.anchors import BARRIER, PROBE, AnchorTable, instrument
+from terra_cx.observe.anchors import ARRIVAL, BARRIER, PROBE, AnchorTable, instrument
 from terra_cx.observe.listing import ListingError, verify
 
 NAMES = itertools.count()
@@ -34,11 +36,22 @@ LOOPS = ast.For | ast.AsyncFor | ast.While
 
 @pytest.fixture
 def visits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the probes and barriers report; both are C functions, so that tracers do not see them."""
+    """What the probes, barriers and arrivals report."""
     seen: list[Any] = []
-    monkeypatch.setattr(builtins, PROBE, seen.append, raising=False)
-    monkeypatch.setattr(builtins, BARRIER, functools.partial(seen.append, "barrier"), raising=False)
+    report(seen.append, seen.append, monkeypatch)
     return seen
+
+
+def report(probe: Callable[[int], Any], other: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tell ``probe`` the numbers of probes, ``other`` of the rest; exceptions stay what they are."""
+
+    def arrival(error: BaseException) -> BaseException:
+        other("arrival")
+        return error
+
+    monkeypatch.setattr(builtins, PROBE, probe, raising=False)
+    monkeypatch.setattr(builtins, BARRIER, lambda *_: other("barrier"), raising=False)
+    monkeypatch.setattr(builtins, ARRIVAL, arrival, raising=False)
 
 
 def compiled(source: str) -> types.CodeType:
@@ -60,10 +73,10 @@ def planted(source: str) -> tuple[dict[str, Any], AnchorTable]:
 
 
 def lines(visits: list[Any], table: AnchorTable) -> list[Any]:
-    """Visits as "line" of a loop, "name" of a function, "barrier"."""
+    """Visits as "line" of a loop, "name" of a function, "barrier", "arrival"."""
     found: list[Any] = []
     for visit in visits:
-        if visit == "barrier":
+        if isinstance(visit, str):
             found.append(visit)
         else:
             anchor = table[visit]
@@ -166,15 +179,40 @@ def test_retry_loop_whose_only_way_back_is_a_handler(visits: list[Any]) -> None:
         while True:
             try:
                 return next(results)()
-            except ZeroDivisionError:
+            except Exception:
                 pass
     f(iter([lambda: 1 / 0, lambda: 1 / 0, lambda: 7]))
     """
     _, table = planted(source)
-    seen = [visit for visit in lines(visits, table) if visit != "f"]
-    assert len(seen) == 4
+    seen = lines(visits, table)
+    assert [visit for visit in seen if isinstance(visit, int)] == [3] * 3
+    assert seen.count("barrier") == 4  # in each time, out once
+    assert seen.count("arrival") == 2
     assert seen[-1] == "barrier"
-    assert len(set(seen[:3])) == 1
+
+
+def test_a_jump_back_behind_a_nop() -> None:
+    source = """
+    def f():
+        for i in items:
+            log(0)
+            while bit():
+                if not bit(): break
+                log(0)
+            else:
+                pass
+        for i in items:
+            log(0)
+            while True:
+                try:
+                    if not bit(): return
+                    log(0)
+                except ValueError: pass
+                if not bit(): break
+    """
+    table = AnchorTable()
+    instrument(compiled(source), table)
+    assert not table.skipped
 
 
 def test_async_loops_and_functions(visits: list[Any]) -> None:
@@ -236,49 +274,111 @@ def test_parents_and_lines() -> None:
     assert parents == {2: None, 3: 2, 5: None, 7: 5, 11: 7}
     assert by_line[5].kind == "function"
     assert by_line[5].qualname == "f"
-    assert [anchor.id for anchor in table] == list(range(len(table)))
+    ids = [anchor.id for anchor in table]
+    assert sorted(set(ids)) == ids
+    assert all(table[number].id == number for number in ids)
+
+
+def test_an_id_belongs_to_one_table() -> None:
+    first, second = AnchorTable(), AnchorTable()
+    for table in (first, second):
+        instrument(compiled("for x in '12': pass"), table)
+    (one,), (other,) = first, second
+    assert one.id in first
+    assert one.id not in second
+    assert other.id not in first
 
 
 # -- barriers -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ("try:\n    go()\nexcept ValueError:\n    pass", ["barrier"]),
-        ("try:\n    go()\nexcept:\n    pass\nelse:\n    visit('else')", ["barrier", "else"]),
-        ("try:\n    go()\nfinally:\n    visit('finally')", ["finally"]),
-        ("with manager():\n    go()", []),
-        ("try:\n    go()\nexcept* ValueError:\n    pass", ["barrier"]),
-        ("try:\n    return go()\nexcept ValueError:\n    pass", ["barrier"]),
-        ("try:\n    go(); return 1\nexcept (ValueError, KeyError) as e:\n    pass", ["barrier"]),
-        ("for x in '12':\n    try:\n        go(); break\n    except ValueError:\n        pass", ["barrier"]),
-        (
-            "for x in '12':\n    try:\n        go(); continue\n    except ValueError:\n        pass",
-            ["barrier"] * 2,
-        ),
-        ("try:\n    for x in '123':\n        go()\nexcept KeyboardInterrupt:\n    pass", ["barrier"]),
-        ("try:\n    n = 3\n    while n:\n        n -= 1\nexcept KeyboardInterrupt:\n    pass", ["barrier"]),
-        (
-            "try:\n    try:\n        go()\n    finally:\n        visit('f')\nexcept OSError:\n    pass",
-            ["f", "barrier"],
-        ),
-        ("try:\n    with manager():\n        return go()\nexcept OSError:\n    pass", ["barrier"]),
-        (
-            "try:\n    if n:\n        async for x in agen(): go()\n    for x in '12': go()\nexcept OSError: pass",
-            ["barrier"],
-        ),
-        ("try:\n    raise OSError\nexcept OSError:\n    visit('handled')", ["handled"]),
-        ("try:\n    go()\nfinally:\n    try:\n        go()\n    except OSError:\n        pass", ["barrier"]),
-    ],
-)
-def test_barrier_where_a_try_with_except_is_left(body: str, expected: list[str], visits: list[Any]) -> None:
+IN, OUT, ARRIVED = "barrier", "barrier", "arrival"
+GUARDED = [
+    ("try:\n    go()\nexcept ValueError:\n    pass", [IN, OUT]),
+    ("try:\n    go()\nexcept:\n    pass\nelse:\n    visit('else')", [IN, OUT, "else"]),
+    ("try:\n    go()\nfinally:\n    visit('finally')", [IN, OUT, "finally"]),
+    ("with manager():\n    go()", [IN, OUT]),
+    ("with manager() as m, manager():\n    return go()", [IN, IN, OUT, OUT]),
+    ("for x in '12':\n    with manager():\n        if x > '1': break", [IN, OUT] * 2),
+    ("with manager():\n    for x in '12':\n        return x", [IN, OUT]),
+    ("with manager():\n    pass", [IN, OUT]),
+    (
+        "with manager():\n    try:\n        return go()\n    finally:\n        visit('f')",
+        [IN, IN, OUT, "f", OUT],
+    ),
+    ("with manager():\n    raise OSError", [IN, ARRIVED]),
+    ("with manager():\n    with manager():\n        raise OSError\n    go()", [IN, IN, ARRIVED, OUT]),
+    ("async with amanager():\n    await nap()\n    go()", [IN, OUT]),
+    ("async with amanager():\n    return await nap()", [IN, OUT]),
+    ("try:\n    go()\nexcept* ValueError:\n    pass", [IN, OUT]),
+    ("try:\n    return go()\nexcept ValueError:\n    pass", [IN, OUT]),
+    ("try:\n    go(); return 1\nexcept (ValueError, KeyError) as e:\n    pass", [IN, OUT]),
+    ("for x in '12':\n    try:\n        go(); break\n    except ValueError:\n        pass", [IN, OUT]),
+    ("for x in '12':\n    try:\n        go(); continue\n    except ValueError:\n        pass", [IN, OUT] * 2),
+    ("try:\n    for x in '123':\n        go()\nexcept Exception:\n    pass", [IN, OUT]),
+    ("try:\n    n = 3\n    while n:\n        n -= 1\nexcept Exception:\n    pass", [IN, OUT]),
+    ("n = 3\ntry:\n    while n:\n        n -= 1\nexcept Exception:\n    pass", [IN, OUT]),
+    (
+        "try:\n    try:\n        go()\n    finally:\n        visit('f')\nexcept ValueError:\n    pass",
+        [IN, IN, OUT, "f", OUT],
+    ),
+    ("try:\n    with manager():\n        return go()\nexcept ValueError:\n    pass", [IN, IN, OUT, OUT]),
+    (
+        "try:\n    if n:\n        async for x in agen(): go()\n    for x in '12': go()\nexcept ValueError: pass",
+        [IN, OUT],
+    ),
+    ("try:\n    raise ValueError\nexcept ValueError:\n    visit('handled')", [IN, ARRIVED, "handled"]),
+    ("try:\n    raise KeyError\nexcept (error, KeyError):\n    visit('handled')", [IN, ARRIVED, "handled"]),
+    ("try:\n    raise ValueError\nfinally:\n    visit('f')\n    return", [IN, ARRIVED, "f"]),
+    (
+        "try:\n    try:\n        raise ValueError\n    finally:\n        go()\nexcept ValueError: pass",
+        [IN, IN, ARRIVED, ARRIVED],
+    ),
+    (
+        "try:\n    go()\nfinally:\n    try:\n        go()\n    except ValueError:\n        pass",
+        [IN, OUT, IN, OUT],
+    ),
+    (
+        "with manager():\n    while n:\n        n -= 1\n        x = [i async for i in agen()]\n    go()",
+        [IN, OUT],
+    ),
+    # Clauses that no op's error can come to guard nothing.
+    ("try:\n    go()\nexcept StopIteration:\n    pass", []),
+    (
+        "try:\n    raise KeyError\nexcept (OSError, KeyError) as e:\n    pass\nexcept IndexError:\n    raise",
+        [],
+    ),
+    ("try:\n    go()\nexcept StopIteration:\n    pass\nexcept module.Error:\n    pass", [IN, OUT]),
+    ("try:\n    go()\nexcept StopIteration:\n    pass\nexcept:\n    pass", [IN, OUT]),
+    ("try:\n    go()\nexcept StopIteration:\n    pass\nfinally:\n    visit('f')", [IN, OUT, "f"]),
+]
+
+
+@pytest.mark.parametrize(("body", "expected"), GUARDED)
+def test_barriers_where_a_guarded_body_is_entered_and_left(
+    body: str, expected: list[str], visits: list[Any]
+) -> None:
+    class Manager:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, kind: Any, *args: Any) -> bool:
+            return kind is OSError
+
+    class AsyncManager:
+        async def __aenter__(self) -> None:
+            await asyncio.sleep(0)
+
+        async def __aexit__(self, *args: Any) -> None:
+            await asyncio.sleep(0)
+
     async def agen() -> Any:
         yield 1
 
     kind = "async " if "async" in body else ""
-    namespace, _ = planted(f"{kind}def f():\n" + textwrap.indent(body, "    "))
-    namespace.update(go=lambda: 1, visit=visits.append, manager=lambda: threading.Lock(), agen=agen, n=1)
+    namespace, _ = planted(f"{kind}def f(n=1):\n" + textwrap.indent(body, "    "))
+    namespace.update(go=lambda: 1, visit=visits.append, agen=agen, nap=lambda: asyncio.sleep(0))
+    namespace.update(manager=Manager, amanager=AsyncManager, error=LookupError)
     if kind:
         asyncio.run(namespace["f"]())
     else:
@@ -286,26 +386,132 @@ def test_barrier_where_a_try_with_except_is_left(body: str, expected: list[str],
     assert [visit for visit in visits if not isinstance(visit, int)] == expected
 
 
-@pytest.mark.parametrize("leave", ["pass", "return 1", "break", "continue", "return go()"])
-def test_an_error_raised_by_the_barrier_is_caught_there(leave: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise KeyError("late")
+@pytest.mark.parametrize("leave", ["pass", "return 1", "return go()", "break", "continue"])
+def test_a_barrier_is_told_the_manager_and_its_exit_method(
+    leave: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(builtins, PROBE, lambda anchor: None, raising=False)
+    monkeypatch.setattr(builtins, BARRIER, told.append, raising=False)
+    monkeypatch.setattr(builtins, ARRIVAL, lambda error: error, raising=False)
+    first, second = threading.Lock(), threading.RLock()
+    source = f"""
+    def f():
+        for x in '1':
+            with first as a, second:
+                for y in '1':
+                    {leave}
+    """
+    namespace, _ = planted(source)
+    namespace.update(first=first, second=second, go=lambda: 1)
+    namespace["f"]()
+    assert told == [first, second, second.__exit__, first.__exit__]
 
+
+@pytest.mark.parametrize("leave", ["pass", "return 1", "break", "continue", "return go()"])
+@pytest.mark.parametrize("guard", ["except", "with", "finally"])
+def test_an_error_raised_by_the_barrier_on_the_way_out_comes_to_the_guard(
+    leave: str, guard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+
+    def fail(*_: Any) -> None:
+        calls.append(None)
+        if len(calls) % 2 == 0:
+            raise ValueError("late")
+
+    class Catching:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+            caught.append(str(error))
+            return True
+
+    caught: list[str] = []
     monkeypatch.setattr(builtins, PROBE, lambda anchor: None, raising=False)
     monkeypatch.setattr(builtins, BARRIER, fail, raising=False)
+    monkeypatch.setattr(builtins, ARRIVAL, lambda error: error, raising=False)
+    head, tail = {
+        "except": ("try:", "except ValueError as error: caught.append(str(error))"),
+        "with": ("with Catching():", "pass"),
+        "finally": ("try:", "finally: caught.append(str(sys.exc_info()[1]))"),
+    }[guard]
     source = f"""
-    def f(caught):
+    def f():
         for x in '12':
-            try:
+            {head}
                 go()
                 {leave}
-            except KeyError as error:
-                caught.append(str(error))
+            {tail}
         return caught
     """
     namespace, _ = planted(source)
-    namespace["go"] = lambda: 1
-    assert namespace["f"]([]) == ["'late'", "'late'"]
+    namespace.update(go=lambda: 1, caught=caught, Catching=Catching, sys=sys)
+    if guard == "finally":
+        with pytest.raises(ValueError, match="late"):
+            namespace["f"]()
+        assert caught == ["late"]
+    else:
+        assert namespace["f"]() == ["late", "late"]
+
+
+@pytest.mark.parametrize(
+    "body", ["try:\n        go()\n    except:\n        return 'caught'", "with m:\n        go()"]
+)
+def test_an_error_raised_by_the_barrier_on_the_way_in_passes_the_guard(
+    body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("early")
+
+    monkeypatch.setattr(builtins, PROBE, lambda anchor: None, raising=False)
+    monkeypatch.setattr(builtins, BARRIER, fail, raising=False)
+    monkeypatch.setattr(builtins, ARRIVAL, lambda error: error, raising=False)
+    namespace, _ = planted(f"def f():\n    {body}\n")
+    namespace["m"] = contextlib.suppress(ValueError)
+    with pytest.raises(ValueError, match="early"):
+        namespace["f"]()
+
+
+def test_what_the_arrival_returns_is_handled_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builtins, PROBE, lambda anchor: None, raising=False)
+    monkeypatch.setattr(builtins, BARRIER, lambda *_: None, raising=False)
+
+    def other(error: BaseException) -> BaseException:
+        # With a traceback: a `with` statement hands it on without asking whether there is one.
+        return ValueError(repr(error)).with_traceback(error.__traceback__)
+
+    monkeypatch.setattr(builtins, ARRIVAL, other, raising=False)
+    source = """
+    def typed():
+        try:
+            raise KeyError(1)
+        except KeyError:
+            return "key"
+        except ValueError as error:
+            return error, sys.exc_info()[1]
+    def final():
+        try:
+            raise KeyError(1)
+        finally:
+            seen.append(sys.exc_info()[1])
+    def managed():
+        with suppress(ValueError):
+            raise KeyError(1)
+        return "suppressed"
+    """
+    namespace, _ = planted(source)
+    seen: list[Any] = []
+    namespace.update(sys=sys, seen=seen, suppress=contextlib.suppress)
+    one, other = namespace["typed"]()
+    assert one is other
+    assert str(one) == "KeyError(1)"
+    with pytest.raises(ValueError, match="KeyError") as raised:
+        namespace["final"]()
+    assert seen == [raised.value]
+    assert raised.value.__context__ is None
+    assert namespace["managed"]() == "suppressed"
 
 
 # -- nothing else changes -------------------------------------------------------------------------------
@@ -373,11 +579,15 @@ def statements(draw: st.DrawFn, kind: str, depth: int, in_loop: bool) -> list[st
         return ["while True:", *indented(inner), "    if not bit(): break"]
     if what == "try":
         found = part("try:")
-        handlers = draw(st.sampled_from(["finally", "typed", "bare", "named", "both", "star", "else"]))
+        handlers = draw(
+            st.sampled_from(["finally", "typed", "bare", "named", "both", "star", "else", "never"])
+        )
         if handlers in ("typed", "both", "else"):
             found += part("except (ValueError, KeyError):")
         if handlers == "bare":
             found += part("except:")
+        if handlers == "never":
+            found += part("except (KeyError, OSError):") + part("except StopIteration:")
         if handlers == "named":
             found += part("except ValueError as e:") + part("except Exception as e:")
         if handlers == "star":
@@ -497,8 +707,7 @@ def test_a_program_cannot_tell(program: tuple[str, str, int], trace: bool) -> No
     new = marshal.loads(marshal.dumps(instrument(code, table)))
     assert not table.skipped
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builtins, PROBE, [].append, raising=False)
-        patch.setattr(builtins, BARRIER, functools.partial([].append, 0), raising=False)
+        report(lambda _: None, lambda _: None, patch)
         found = drive(new, kind, ours, ours.names(), trace)
     assert found == expected
 
@@ -531,11 +740,34 @@ class _Oracle(ast.NodeTransformer):
 
     def visit_Try(self, node: Any) -> Any:
         self.generic_visit(node)
-        if node.handlers:
-            node.body = [ast.With([ast.withitem(_call("left").value)], node.body)]
-        return node
+        guards = isinstance(node, ast.TryStar) or any(
+            not set(re.findall(r"\w+", ast.unparse(handler.type) if handler.type else "all"))
+            <= {"KeyError", "OSError", "StopIteration"}
+            for handler in node.handlers
+        )
+        if guards:
+            node.body = _guarded(node.body)
+        if node.finalbody and node.handlers:
+            inner = type(node)(node.body, node.handlers, node.orelse, [])
+            inside: list[Any] = [_call("entered()"), inner] if guards else [inner]
+            node = ast.Try(inside, [], [], node.finalbody)
+        if node.finalbody:
+            node.body = _guarded(node.body)
+            guards = True
+        return [_call("entered()"), node] if guards else node
 
     visit_TryStar = visit_Try  # noqa: N815
+
+    def visit_With(self, node: ast.With) -> Any:
+        self.generic_visit(node)
+        for item in reversed(node.items):
+            item.context_expr = _expr("entered", item.context_expr)
+            node = ast.With([item], _guarded(node.body if item is node.items[-1] else [node]))
+        return node
+
+
+def _guarded(body: list[Any]) -> list[Any]:
+    return [ast.With([ast.withitem(_call("left").value)], body)]
 
 
 def _call(text: str) -> Any:
@@ -587,12 +819,15 @@ class Watch:
 
         return watch
 
+    def entered(self, manager: Any = None) -> Any:
+        self.seen.append("barrier")
+        return manager
+
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, *args: Any) -> None:
-        if kind is None:
-            self.seen.append("barrier")
+        self.seen.append("barrier" if kind is None else "arrival")
 
 
 def _breaks(body: list[ast.stmt]) -> bool:
@@ -631,7 +866,7 @@ def single_rounds(source: str) -> set[int]:
 
 
 def collapsed(visits: list[Any]) -> list[Any]:
-    """Without repeated barriers: leaving two `try` bodies at once takes one."""
+    """Without repeated barriers: entering or leaving two `try` bodies at once takes one."""
     return [
         visit
         for visit, before in zip(visits, [None, *visits], strict=False)
@@ -645,7 +880,7 @@ def test_probes_are_where_the_source_says(program: tuple[str, str, int], fail_at
     source, kind, seed = program
     tree = ast.fix_missing_locations(_Oracle().visit(ast.parse(source)))
     watch, plain = Watch(fail_at), World(seed)
-    names = plain.names() | {"visit": watch.visit, "left": watch}
+    names = plain.names() | {"visit": watch.visit, "left": watch, "entered": watch.entered}
     names |= {"watched": watch.watched, "awatched": watch.awatched}
     table = AnchorTable()
     code = instrument(compiled(source), table)
@@ -659,8 +894,7 @@ def test_probes_are_where_the_source_says(program: tuple[str, str, int], fail_at
         visits.visit(anchor.line if anchor.kind == "loop" else anchor.qualname.rpartition(".")[2])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builtins, PROBE, probe, raising=False)
-        patch.setattr(builtins, BARRIER, functools.partial(visits.seen.append, "barrier"), raising=False)
+        report(probe, visits.seen.append, patch)
         found = drive(code, kind, ours, ours.names(), False)
     assert (found[0], found[3]) == (expected[0], expected[3])
     assert collapsed(visits.seen) == collapsed(watch.seen)
@@ -839,6 +1073,8 @@ def test_where_a_frame_is() -> None:
         patch.setattr(builtins, PROBE, lambda anchor: None, raising=False)
         namespace["f"]()
     assert seen == [[], [4], [4, 6], [4], []]
-    assert table.function(namespace["f"].__code__) == 0
+    function = table.function(namespace["f"].__code__)
+    assert function is not None
+    assert (table[function].kind, table[function].qualname) == ("function", "f")
     assert table.function(compiled("")) is None
     assert table.loops(compiled("")) == ()

@@ -27,7 +27,7 @@ import pytest
 
 import terra_cx
 from terra_cx.observe import importer
-from terra_cx.observe.anchors import BARRIER, PROBE, AnchorTable
+from terra_cx.observe.anchors import ARRIVAL, BARRIER, PROBE, AnchorTable
 from terra_cx.observe.importer import UserCode, when_imported
 
 MODULE = '''
@@ -48,7 +48,8 @@ def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Simp
     """An installed hook, a folder on sys.path, and the visits of probes."""
     visits: list[int] = []
     monkeypatch.setattr(builtins, PROBE, visits.append, raising=False)
-    monkeypatch.setattr(builtins, BARRIER, lambda: None, raising=False)
+    monkeypatch.setattr(builtins, BARRIER, lambda *_: None, raising=False)
+    monkeypatch.setattr(builtins, ARRIVAL, lambda error: error, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     known = set(sys.modules)
     user, table = UserCode(), AnchorTable()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from terra_cx.observe.anchors import BARRIER, PROBE, AnchorTable, instrument
+from terra_cx.observe.anchors import ARRIVAL, BARRIER, PROBE, AnchorTable, instrument
 from terra_cx.observe.importer import UserCode
 from terra_cx.observe.originals import ADAPTERS, Originals
 
@@ -34,7 +34,8 @@ def f(n):
 def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
     visits: list[int] = []
     monkeypatch.setattr(builtins, PROBE, visits.append, raising=False)
-    monkeypatch.setattr(builtins, BARRIER, lambda: None, raising=False)
+    monkeypatch.setattr(builtins, BARRIER, lambda *_: None, raising=False)
+    monkeypatch.setattr(builtins, ARRIVAL, lambda error: error, raising=False)
     table, user = AnchorTable(), UserCode()
     plain = compile(SOURCE, "user.py", "exec")
     # In a module that no other process can import: picklers must take it by value.

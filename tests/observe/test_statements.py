@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from terra_cx.observe.anchors import BARRIER, PROBE, AnchorTable, instrument
+from terra_cx.observe.anchors import ARRIVAL, BARRIER, PROBE, AnchorTable, instrument
 from terra_cx.observe.importer import UserCode
 from terra_cx.observe.statements import Site, StatementObserver
 
@@ -51,7 +51,8 @@ class Program:
     def run(self, **names: Any) -> list[list[tuple[Any, Site]]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(builtins, PROBE, self.probe, raising=False)
-            patch.setattr(builtins, BARRIER, lambda: None, raising=False)
+            patch.setattr(builtins, BARRIER, lambda *_: None, raising=False)
+            patch.setattr(builtins, ARRIVAL, lambda error: error, raising=False)
             try:
                 exec(self.code, self.names | names)
             finally:

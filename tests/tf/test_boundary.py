@@ -14,7 +14,7 @@ from tensorflow.python.eager import record as tape_lib
 from tensorflow.python.ops.unconnected_gradients import UnconnectedGradients
 
 from terra_cx.tf.boundary import _DLPACK, HARMLESS, OPS, TAPES, TENSORS, Boundary, Passive
-from terra_cx.tf.native import REAL, EagerTensorBase
+from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, call_host
 
 WRAPPED = (*OPS, *TAPES, *TENSORS, *_DLPACK)
 ABSENT_SOMEWHERE = {"TFE_DlpackDevice"}
@@ -50,6 +50,7 @@ def test_install_and_remove():
         boundary.remove()
     assert {name: getattr(pywrap_tfe, name) for name in dir(pywrap_tfe)} == before
     assert EagerTensorBase._numpy is reader
+    assert HostCallbacks.__call__ is call_host
     boundary.remove()
     assert pywrap_tfe.TFE_Py_Execute is before["TFE_Py_Execute"]
 

@@ -454,7 +454,6 @@ def test_host_callbacks():
     alike(lambda x: tf.numpy_function(lambda: x, [], tf.float32))
 
 
-@pytest.mark.xfail(reason="EagerPyFunc refuses a placeholder that the callback returns")
 def test_a_host_callback_returns_a_placeholder():
     alike(lambda x: tf.py_function(lambda: x, [], tf.float32))
     alike(lambda x: tf.py_function(lambda: [x, x], [], [tf.float32, tf.float32]))

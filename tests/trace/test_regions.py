@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from terra_cx.observe.anchors import BARRIER, PROBE, AnchorTable, instrument
+from terra_cx.observe.anchors import ARRIVAL, BARRIER, PROBE, AnchorTable, instrument
 from terra_cx.trace.regions import Survey
 
 
@@ -36,7 +36,8 @@ class Surveyed:
         }
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(builtins, PROBE, self.probe, raising=False)
-            patch.setattr(builtins, BARRIER, lambda: None, raising=False)
+            patch.setattr(builtins, BARRIER, lambda *_: None, raising=False)
+            patch.setattr(builtins, ARRIVAL, lambda error: error, raising=False)
             exec(code, names | library | {"__name__": "user"})
 
     def probe(self, anchor_id: int) -> None:

@@ -126,6 +126,8 @@ class Block:
     eager: str | None = None
     """Why the block runs op by op for ever (its compiled form differed, or could not be built)."""
     barriers: bool = False
+    first_fallible: int | None = None
+    """The first flat op that may fail, if any may."""
     dynamic: tuple[tuple[int, Any, int], ...] | None = None
     """Uses of outputs whose shape only the value tells (see `run.signature`), once they were asked for."""
     built_from: tuple[Any, ...] = ()

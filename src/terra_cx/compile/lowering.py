@@ -58,6 +58,7 @@ def lower(block: Block) -> None:
             if step.kind in (Kind.PURE, Kind.READ, Kind.GRADIENT):
                 for spec in step.specs:
                     spec.shape = None
+    block.first_fallible = next((index for index, op in enumerate(block.ops) if op.fallible), None)
 
 
 def _lower(block: Block) -> Lowered:

@@ -1,13 +1,17 @@
 """Anchor probes: calls planted in the user's code where a region may begin.
 
-`instrument` puts two kinds of calls into a code object and everything nested in it:
+`instrument` puts three kinds of calls into a code object and everything nested in it:
 
 * a probe, `__terra_probe__(ID)`, at the start of every iteration of a loop (before the iterator is asked,
   before the test is evaluated) and at the entry of every function;
-* a barrier, `__terra_barrier__()`, where control leaves, without an exception, a `try` body that has `except`
-  clauses. It stands inside the protected range, so that an error which it raises reaches those clauses.
+* a barrier where control enters or leaves, without an exception, a *guarded body*: that of a `try` with
+  `finally` or with `except` clauses that might catch an op's error, `__terra_barrier__()`, or that of a `with`
+  statement, `__terra_barrier__(MANAGER)` and `__terra_barrier__(EXIT METHOD)`. The first stands outside of the
+  protected range, the last inside, so that an error which it raises reaches what guards the body;
+* `__terra_arrival__(EXCEPTION)` where an exception comes to the handler of a guarded body; what it returns is
+  handled instead.
 
-Both are names looked up in `builtins`, never constants: a code object that holds a foreign object cannot be
+All are names looked up in `builtins`, never constants: a code object that holds a foreign object cannot be
 marshalled, and Keras marshals functions to save Lambda layers.
 
 The user must not be able to tell. Planted instructions carry the position of the instruction they precede, so
@@ -17,6 +21,8 @@ handlers and order. Code for which this cannot be shown (`listing.verify`) is le
 
 from __future__ import annotations
 
+import builtins
+import itertools
 import threading
 import types
 from collections.abc import Iterator
@@ -28,6 +34,8 @@ from terra_cx.observe.loops import Loop, enclosing, find_loops
 
 PROBE = "__terra_probe__"
 BARRIER = "__terra_barrier__"
+ARRIVAL = "__terra_arrival__"
+PLANTED = (PROBE, BARRIER, ARRIVAL)
 
 _MAX_UNITS = 100_000
 """Code longer than this (generated tables, mostly) is left alone: finding loops takes time in proportion."""
@@ -60,10 +68,16 @@ class _Places:
 
 
 class AnchorTable:
-    """All anchors of the program. An anchor's id is its position; ids are never reused."""
+    """All anchors of one session's program.
+
+    An anchor's id is unique in the process: code keeps its probes when the session that planted them has ended,
+    and they must mean nothing to the next one.
+    """
+
+    _ids = itertools.count()
 
     def __init__(self) -> None:
-        self.anchors: list[Anchor] = []
+        self._anchors: dict[int, Anchor] = {}
         self.skipped: list[tuple[str, str]] = []
         """Code objects that were left as they are: where, and why."""
         self._lock = threading.Lock()
@@ -73,21 +87,24 @@ class AnchorTable:
         self._originals: dict[int, tuple[types.CodeType, types.CodeType]] = {}
 
     def __getitem__(self, anchor_id: int) -> Anchor:
-        return self.anchors[anchor_id]
+        return self._anchors[anchor_id]
+
+    def __contains__(self, anchor_id: object) -> bool:
+        return anchor_id in self._anchors
 
     def __len__(self) -> int:
-        return len(self.anchors)
+        return len(self._anchors)
 
     def __iter__(self) -> Iterator[Anchor]:
-        return iter(self.anchors)
+        return iter(list(self._anchors.values()))
 
     def add(
         self, kind: Literal["loop", "function"], code: types.CodeType, line: int, parent: int | None = None
     ) -> Anchor:
         """Register a place in `code` and return it with its id. Safe to call from several threads."""
         with self._lock:
-            anchor = Anchor(len(self.anchors), kind, code.co_filename, line, code.co_qualname, parent)
-            self.anchors.append(anchor)
+            anchor = Anchor(next(self._ids), kind, code.co_filename, line, code.co_qualname, parent)
+            self._anchors[anchor.id] = anchor
         return anchor
 
     def place(self, code: types.CodeType, function: int | None, loops: dict[int, list[range]]) -> None:
@@ -128,7 +145,7 @@ def instrument(code: types.CodeType, table: AnchorTable) -> types.CodeType:
     Code that has them already is returned as it is. So is, and nothing is raised for it, code that cannot be
     handled; `table.skipped` tells.
     """
-    if PROBE in code.co_names or BARRIER in code.co_names:
+    if not set(PLANTED).isdisjoint(code.co_names):
         return code
     constants = tuple(
         instrument(constant, table) if isinstance(constant, types.CodeType) else constant
@@ -222,24 +239,42 @@ def _is_function(code: types.CodeType) -> bool:
 
 # -- barriers ------------------------------------------------------------------------------------------------
 
+_NOT_OF_OPS = frozenset(
+    name
+    for name, thing in vars(builtins).items()
+    if isinstance(thing, type)
+    and issubclass(thing, BaseException)
+    and not issubclass(thing, Warning)
+    and not issubclass(ValueError, thing)
+    and not issubclass(
+        thing, (TypeError, ValueError, RuntimeError, MemoryError, SystemError, BaseExceptionGroup)
+    )
+)
+"""Exceptions, by their builtin names, that no op's error is: clauses for these alone guard nothing."""
+
 
 def _plan_barriers(listing: Listing, plants: dict[int, list[Plant]]) -> None:
-    """Add a barrier for every way, not by an exception, out of a `try` body with `except` clauses."""
+    """Add a barrier for every way, not by an exception, into and out of a guarded body, and the arrivals."""
     ops = listing.ops
     handlers = [listing.handler(index) for index in range(len(ops))]
-    around = {handler: _bodies_around(listing, handler) for handler in set(handlers)}
+    guards = {handler: _guard(listing, handler.target) for handler in set(handlers) if handler is not None}
+    around = {handler: _bodies_around(listing, handler, guards) for handler in set(handlers)}
     bodies = [around[handler] for handler in handlers]
-    arrivals: dict[int, list[int]] = {}
+    leaving: dict[int, list[int]] = {}
+    entering: dict[int, list[int]] = {}
     for index, op in enumerate(ops):
-        if not bodies[index]:
-            continue
-        if op.name.startswith("RETURN_") and op.name != "RETURN_GENERATOR":
+        if bodies[index] and op.name.startswith("RETURN_") and op.name != "RETURN_GENERATOR":
             _add(plants, index, Plant(BARRIER, None, bodies[index][0], op.location, other_jumps=True))
+        if op.name in ("BEFORE_WITH", "BEFORE_ASYNC_WITH"):
+            _add(plants, index, Plant(BARRIER, None, op.handler, op.location, other_jumps=True, operand=1))
         for successor in listing.successors(index):
             if _left(bodies[index], bodies[successor]) is not None:
-                arrivals.setdefault(successor, []).append(index)
-    for index, sources in arrivals.items():
-        falling = [source for source in sources if source == index - 1 and ops[source].target != index]
+                leaving.setdefault(successor, []).append(index)
+            entered = _left(bodies[successor], bodies[index])
+            if entered is not None and guards[entered] != "with":
+                entering.setdefault(successor, []).append(index)
+    for index, sources in leaving.items():
+        falling = _falling(listing, index, sources)
         # The innermost body that the first way leaves. A way that leaves another one gets a barrier of its
         # own, in front of the jump: that costs a call when the jump is not taken, and does not occur in
         # practice.
@@ -248,10 +283,34 @@ def _plan_barriers(listing: Listing, plants: dict[int, list[Plant]]) -> None:
         lines = {ops[source].location.lineno for source in same}
         location = ops[same[0]].location if len(lines) == 1 else ops[index].location
         jumps = frozenset(same) - frozenset(falling)
-        _add(plants, index, Plant(BARRIER, None, handler, location, falls=bool(falling), jumps=jumps))
+        operand = _exit_operand(listing, index) if handler is not None and guards[handler] == "with" else None
+        plant = Plant(BARRIER, None, handler, location, bool(falling), jumps, operand=operand)
+        _add(plants, index, plant)
         for source in set(sources) - set(same):
             other = _left(bodies[source], bodies[index])
             _add(plants, source, Plant(BARRIER, None, other, ops[source].location, other_jumps=True))
+    for index, sources in entering.items():
+        falling = _falling(listing, index, sources)
+        outermost = next(body for body in reversed(bodies[index]) if body not in bodies[sources[0]])
+        outer, location = listing.around(outermost), ops[index].location
+        jumps = frozenset(sources) - frozenset(falling)
+        if index in leaving:
+            # Ways in must not pass a barrier for a way out: it has another handler.
+            for source in jumps:
+                _add(plants, source, Plant(BARRIER, None, handlers[source], location, other_jumps=True))
+            jumps = frozenset()
+        if falling or jumps:
+            plants.setdefault(index, []).append(Plant(BARRIER, None, outer, location, bool(falling), jumps))
+    for handler in {body for around_one in around.values() for body in around_one}:
+        plant = Plant(
+            ARRIVAL, None, listing.around(handler), ops[handler.target].location, operand=1, arrival=True
+        )
+        plants.setdefault(handler.target, []).append(plant)
+
+
+def _falling(listing: Listing, index: int, sources: list[int]) -> list[int]:
+    """Of the instructions that come to one, that which falls into it."""
+    return [source for source in sources if source == index - 1 and listing.ops[source].target != index]
 
 
 def _add(plants: dict[int, list[Plant]], index: int, plant: Plant) -> None:
@@ -265,30 +324,65 @@ def _left(before: list[Handler], after: list[Handler]) -> Handler | None:
     return next((body for body in before if body not in after), None)
 
 
-def _bodies_around(listing: Listing, handler: Handler | None) -> list[Handler]:
-    """The `try` bodies with `except` clauses that code with this handler is in, innermost first."""
+def _exit_operand(listing: Listing, index: int) -> int | None:
+    """Where the exit method is on the stack at the instruction that follows the body of a `with`."""
+    ops = listing.ops
+    while ops[index].name == "NOP":
+        index += 1
+    # Where a value is being returned it lies above the method, and the first thing is to exchange the two.
+    return {"SWAP": 2, "LOAD_CONST": 1}.get(ops[index].name)
+
+
+def _bodies_around(
+    listing: Listing, handler: Handler | None, guards: dict[Handler, str | None]
+) -> list[Handler]:
+    """The guarded bodies that code with this handler is in, innermost first."""
     found = []
     while handler is not None:
-        if _has_except(listing, handler.target):
+        if handler not in guards:
+            guards[handler] = _guard(listing, handler.target)
+        if guards[handler] is not None:
             found.append(handler)
         handler = listing.around(handler)
     return found
 
 
-def _has_except(listing: Listing, target: int) -> bool:
-    """Whether a handler is that of `except` clauses, and not of `finally`, `with` or the compiler's own.
+def _guard(listing: Listing, target: int) -> str | None:
+    """What a handler is: that of "except" clauses, of "finally" or of "with".
 
-    A bare `except` drops the exception at once. A typed one evaluates an expression and matches; a `finally`
-    body that contains a match of its own comes to the end of that inner handler's `try` first.
+    None for the compiler's own, and for `except` clauses that name only what is no error of an op. A bare
+    `except` drops the exception at once. A typed one evaluates an expression and matches; a `finally` body
+    that contains a match of its own comes to the end of that inner handler's `try` first.
     """
     ops = listing.ops
     if ops[target].name != "PUSH_EXC_INFO":
-        return False
+        return None
+    if ops[target + 1].name == "WITH_EXCEPT_START":
+        return "with"
     if ops[target + 1].name == "POP_TOP":
-        return True
-    for op in ops[target + 1 :]:
-        if op.name in ("CHECK_EXC_MATCH", "CHECK_EG_MATCH"):
-            return True
-        if op.name in ("PUSH_EXC_INFO", "RERAISE", "POP_EXCEPT", "WITH_EXCEPT_START"):
+        return "except"
+    for index in range(target + 1, len(ops)):
+        name = ops[index].name
+        if name in ("CHECK_EXC_MATCH", "CHECK_EG_MATCH"):
+            return None if _catches_nothing_of_ops(listing, target + 1) else "except"
+        if name in ("PUSH_EXC_INFO", "RERAISE", "POP_EXCEPT", "WITH_EXCEPT_START"):
+            break
+    return "finally"
+
+
+def _catches_nothing_of_ops(listing: Listing, index: int) -> bool:
+    """Whether the clauses that are tested from here on name nothing but builtin exceptions that ops never raise."""
+    ops, names = listing.ops, listing.code.co_names
+    while ops[index].name != "RERAISE":
+        while ops[index].name in ("LOAD_GLOBAL", "LOAD_NAME", "BUILD_TUPLE", "NOP"):
+            op = ops[index]
+            if op.name.startswith("LOAD_"):
+                number = op.instr.arg >> 1 if op.name == "LOAD_GLOBAL" else op.instr.arg
+                if names[number] not in _NOT_OF_OPS:
+                    return False
+            index += 1
+        following = ops[index + 1].target
+        if ops[index].name != "CHECK_EXC_MATCH" or following is None:
             return False
-    return False
+        index = following
+    return True

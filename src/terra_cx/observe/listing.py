@@ -75,7 +75,7 @@ class Op:
 
 @dataclass(slots=True, eq=False)
 class Plant:
-    """A call of a builtin, to be placed directly before an instruction.
+    """A call of a builtin, to be placed directly before an instruction; its argument is a number or a stack entry.
 
     Control that falls into the instruction passes through the call if `falls`. A jump to the instruction
     passes through it if the jump is in `jumps`; one that no plant names passes through those with
@@ -90,6 +90,10 @@ class Plant:
     jumps: frozenset[int] = frozenset()
     """Indices of the jumping instructions."""
     other_jumps: bool = False
+    operand: int | None = None
+    """Which stack entry, 1 for the topmost, is the argument; None for the constant or for none."""
+    arrival: bool = False
+    """It stands at the start of a handler: exceptions pass through it, and its result takes the operand's place."""
 
 
 class Assembled(NamedTuple):
@@ -157,7 +161,8 @@ class Listing:
 
         That is the instruction's handler, if it has one. The compiler leaves some out that cannot raise: a
         `NOP` that marks the begin or the end of a protected range, and from 3.12 on the pair of jumps into
-        which it splits a conditional backward jump, and a jump back from code that it has moved to the end.
+        which it splits a conditional backward jump, and a jump back from code that it has moved to the end (it
+        comes after what jumps to it, or alone: then both of its ends tell).
         """
         op = self.ops[index]
         if op.handler is not None or index == 0:
@@ -173,11 +178,17 @@ class Listing:
             return following if ends else self.around(following)
         if op.name.startswith("POP_JUMP_IF_"):
             return self.handler(index - 1)
-        nearby = op.location.lineno is None or op.location == before.location
-        if not op.name.startswith("JUMP_BACKWARD") or before.final or not nearby:
+        if not op.name.startswith("JUMP_BACKWARD"):
+            return None
+        if before.final:
+            ways = {self.ops[source].handler for source in self.jumps_to.get(index, ())}
+            there = self.ops[op.target].handler if op.target is not None else None
+            return there if ways == {there} else None
+        if op.location.lineno is not None and op.location != before.location:
             return None
         splits = before.target == index + 1
-        returns = op.target is not None and self.ops[op.target].handler == before.handler
+        known = before.handler is not None  # or a NOP before it would ask what follows the NOP
+        returns = known and op.target is not None and self.ops[op.target].handler == before.handler
         return self.handler(index - 1) if splits or returns else None
 
     def around(self, handler: Handler) -> Handler | None:
@@ -224,6 +235,8 @@ class _Entries:
     first: _Cell
     """For a jump that no plant names."""
     named: dict[int, _Cell] = field(default_factory=dict)
+    arrival: _Cell | None = None
+    """For an exception, if the instruction starts a handler."""
 
 
 class _Body:
@@ -248,7 +261,7 @@ class _Body:
             if target is not None:
                 there = entries[target]
                 entry.here.goal = there.named.get(index, there.first)
-        self._handlers = [entry.here for entry in entries]
+        self._handlers = [entry.arrival or entry.here for entry in entries]
         self._place()
 
     def _plant(self, plants: Sequence[Plant], entry: _Entries, falls: bool) -> None:
@@ -268,6 +281,8 @@ class _Body:
                     jump.goal = call[0]
                 over.clear()
             self.cells += call
+            if plant.arrival:
+                entry.arrival = call[0]
             for source in plant.jumps:
                 entry.named.setdefault(source, call[0])
             if plant.other_jumps and entry.first is entry.here:
@@ -287,9 +302,15 @@ class _Body:
                 self.constants.append(plant.argument)
             steps.append(("LOAD_CONST", self._known_constants + self.constants.index(plant.argument)))
             arguments = 1
+        elif plant.operand is not None:
+            steps.append(("COPY", plant.operand + 2))  # above it are now the callable and its NULL
+            arguments = 1
         if "PRECALL" in opcode.opmap:
             steps.append(("PRECALL", arguments))
-        steps += [("CALL", arguments), ("POP_TOP", None)]
+        steps.append(("CALL", arguments))
+        if plant.arrival:
+            steps.append(("SWAP", 2))
+        steps.append(("POP_TOP", None))
         cells = []
         for name, arg in steps:
             instr = ConcreteInstr(name) if arg is None else ConcreteInstr(name, arg)

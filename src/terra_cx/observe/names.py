@@ -1,4 +1,4 @@
-"""The two names in ``builtins`` that planted calls look up, and how they outlive the program."""
+"""The names in ``builtins`` that planted calls look up, and how they outlive the program."""
 
 from __future__ import annotations
 
@@ -6,19 +6,34 @@ import builtins
 import gc
 from collections.abc import Callable
 
-from terra_cx.observe.anchors import BARRIER, PROBE
+from terra_cx.observe.anchors import ARRIVAL, BARRIER, PROBE
 
-__all__ = ["do_nothing", "keep_until_exit", "put"]
-
-
-def do_nothing(*_: object) -> None:
-    """What a planted call does when nobody listens."""
+__all__ = ["keep_until_exit", "put", "put_probe"]
 
 
-def put(probe: Callable[[int], None], barrier: Callable[[], None] = do_nothing) -> None:
-    """Say what planted calls do from now on."""
-    setattr(builtins, PROBE, probe)
+def _do_nothing(*_: object) -> None:
+    """A probe or a barrier when nobody listens."""
+
+
+def _same(error: BaseException) -> BaseException:
+    """An arrival then."""
+    return error
+
+
+def put(
+    probe: Callable[[int], None] = _do_nothing,
+    barrier: Callable[..., None] = _do_nothing,
+    arrival: Callable[[BaseException], BaseException] = _same,
+) -> None:
+    """Say what planted calls do from now on; nothing, without arguments."""
+    put_probe(probe)
     setattr(builtins, BARRIER, barrier)
+    setattr(builtins, ARRIVAL, arrival)
+
+
+def put_probe(probe: Callable[[int], None]) -> None:
+    """Say what probes alone do from now on."""
+    setattr(builtins, PROBE, probe)
 
 
 def keep_until_exit() -> None:
@@ -29,4 +44,5 @@ def keep_until_exit() -> None:
     """
     for holder in gc.get_referrers(builtins.__import__):
         if isinstance(holder, dict) and holder.get("__name__") == "builtins":
-            holder[PROBE] = holder[BARRIER] = do_nothing
+            holder[PROBE] = holder[BARRIER] = _do_nothing
+            holder[ARRIVAL] = _same

@@ -401,10 +401,19 @@ class Conductor:
             "max_depth": path.max_depth,
         }
 
+    def at_risk(self) -> bool:
+        """Whether a barrier would have to wait, or raise."""
+        if self.skeleton is None or self.recorder is not None or threading.get_ident() != self.owner:
+            return False  # nothing is in flight
+        return any(skeleton.at_risk() for skeleton in self._skeletons.values())
+
     def barrier(self) -> None:
-        """Control leaves a ``try`` that has handlers: errors of ops issued inside must surface inside."""
-        skeleton = self.skeleton
-        if skeleton is not None and self.recorder is None and threading.get_ident() == self.owner:
+        """Control enters or leaves a guarded body: errors of ops issued before must surface before.
+
+        Raises:
+            BaseException: a kernel error of an earlier op.
+        """
+        for skeleton in self._skeletons.values():
             skeleton.barrier()
 
     def _stalled(self, where: str) -> None:

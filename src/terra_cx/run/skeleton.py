@@ -120,6 +120,9 @@ class Skeleton(Taping):
         self.kept: list[RegionLog] = []
         self.previous: Node = graph.root
         self.nowhere = Node(-2, graph.root.call)
+        self.risky = BlockRun(Block(-1, ()), self, 0, 0)
+        """The youngest run handed over that may fail."""
+        self.risky.state = State.DONE
 
     # -- regions ---------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -197,6 +200,8 @@ class Skeleton(Taping):
         else:
             self.plan(run)
             self.handover.issue(run)
+            if block.first_fallible is not None:
+                self.risky = run
         self.previous = block.steps[run.pos - 1].node
         self.log.position = run.position
         self.run = self.step = None
@@ -218,17 +223,31 @@ class Skeleton(Taping):
             run.keep = keep
             run.outputs = outputs
 
+    def at_risk(self) -> bool:
+        """Whether an op that may fail was issued and is not known to have succeeded."""
+        if self.busy:
+            return False  # whoever asks is none of the region's: a finaliser, a signal handler
+        return self.handover.runner.failed is not None or self.risky.state <= State.SENT or self._open_risk()
+
+    def _open_risk(self) -> bool:
+        run = self.run
+        first = None if run is None or run.pos == 0 else run.block.first_fallible
+        return first is not None and first < run.block.steps[run.pos - 1].ops[1]  # type: ignore[union-attr]
+
     def barrier(self) -> None:
         """Errors of ops issued so far must surface here: wait if any of them can fail.
 
         Raises:
             BaseException: a kernel error of an earlier op.
         """
-        if any(run.state <= State.SENT and any(op.fallible for op in run.block.ops) for run in self.log.runs):
-            run = self.run
-            if run is not None and not run.complete:
+        if self._open_risk():
+            if self.run is not None and not self.run.complete:
                 self.graph.cut(self.here(), "try")
             self.dispatch()
+        if self.risky.state <= State.SENT:
+            self.handover.flush()
+            self.handover.wait(self.risky, "try")
+        if self.handover.runner.failed is not None:
             self.drain()
 
     def fetch(self, slot: Slot) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from terra_cx.tf import gradient_tape, native
-from terra_cx.tf.native import REAL, EagerTensorBase, NotOkStatus, pywrap_tfe
+from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 
 __all__ = ["EFFECTS", "HARMLESS", "OPS", "TAPES", "TENSORS", "Boundary", "Handler", "Passive"]
@@ -277,6 +277,7 @@ class Boundary:
             if name in REAL:
                 setattr(pywrap_tfe, name, function)
         gradient_tape.install(lambda: self.handler.knows_gradients())
+        HostCallbacks.__call__ = lambda *a: resolve_all(native.call_host(*a))
         self.use(self.passive)
 
     def remove(self) -> None:
@@ -288,6 +289,7 @@ class Boundary:
             if name in REAL:
                 setattr(pywrap_tfe, name, REAL[name])
         gradient_tape.remove()
+        HostCallbacks.__call__ = native.call_host
         self.watch_reads(None)
 
     def use(self, handler: Handler) -> None:

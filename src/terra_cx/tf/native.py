@@ -17,18 +17,20 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import core as _core
 from tensorflow.python.framework import dtypes, errors, op_def_registry, ops, tensor_shape
-from tensorflow.python.ops import resource_variable_ops
+from tensorflow.python.ops import resource_variable_ops, script_ops
 
 __all__ = [
     "REAL",
     "EagerTensor",
     "EagerTensorBase",
     "FallbackException",
+    "HostCallbacks",
     "IndexedSlices",
     "NotOkStatus",
     "OpError",
     "ResourceVariable",
     "as_tensor",
+    "call_host",
     "context",
     "convert_variable",
     "dtype_of",
@@ -57,6 +59,10 @@ EagerTensorBase: Any = ops._EagerTensorBase
 FallbackException: type[BaseException] = _core._FallbackException
 NotOkStatus: type[BaseException] = _core._NotOkStatusException
 OpError: type[Exception] = errors.OpError
+HostCallbacks: Any = script_ops.FuncRegistry
+"""What native code calls for every host callback (``py_function``), with its token; it takes what that returns."""
+call_host: Callable[..., Any] = HostCallbacks.__call__
+"""That call, as it was before any hook."""
 ResourceVariable: type = resource_variable_ops.BaseResourceVariable
 
 executing_eagerly: Callable[[], bool] = _context.executing_eagerly
