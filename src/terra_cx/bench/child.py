@@ -32,9 +32,7 @@ from terra_cx.check import child
 from terra_cx.check.visits import Clock
 from terra_cx.launch.program import Program
 
-__all__ = ["BOOT", "main"]
-
-BOOT = child.BOOT.replace("terra_cx.check.child", "terra_cx.bench.child")
+__all__ = ["main"]
 
 _MOST_STEPS = 1_000_000
 _ASYNC_WAIT = 10  # steps

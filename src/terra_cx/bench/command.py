@@ -11,7 +11,6 @@ from pathlib import Path
 
 from terra_cx import config
 from terra_cx.bench import output, plot
-from terra_cx.bench.child import BOOT
 from terra_cx.bench.measure import Bench, Measurement
 from terra_cx.bench.modes import MODES, Mode
 from terra_cx.check import programs
@@ -60,7 +59,7 @@ class _Command:
 
     def run(self) -> int:
         options = self._options
-        runner = Runner(options.timeout, BOOT)
+        runner = Runner(options.timeout, "terra_cx.bench.child")
         bench = Bench(
             runner, self._arguments, options.modes, options.rounds, options.step, self._threads, options.mask
         )

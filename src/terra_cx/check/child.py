@@ -34,11 +34,7 @@ from terra_cx.report import files
 if TYPE_CHECKING:
     from terra_cx.tf.crossings import Variables
 
-__all__ = ["BOOT", "Observed", "main"]
-
-BOOT = "import sys; sys.path[0] = sys.argv[1]; from terra_cx.check.child import main; main()"
-"""For `python -c`, with the job's folder and the program's words behind it. The folder takes the place of the working
-directory on `sys.path`, where a `random.py` of the user's would be imported for the standard library's."""
+__all__ = ["Observed", "main"]
 
 
 class Observed(Launch):

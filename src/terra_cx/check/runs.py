@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from terra_cx.check.child import BOOT
-
 __all__ = ["Job", "Run", "Runner"]
 
+_BOOT = "import sys; sys.path[0] = sys.argv[1]; from {} import main; main()"
+"""For `python -c`, with the job's folder and the program's words behind it. The folder takes the place of the working
+directory on `sys.path`, where a `random.py` of the user's would be imported for the standard library's."""
 _TAIL = 15  # lines of stderr
 
 
@@ -84,13 +85,18 @@ class Runner:
 
     Args:
         timeout: seconds after which a run is killed.
-        boot: the code for `python -c` that starts the child.
+        child: the module whose `main` runs the job. It is named, not imported: it may load TensorFlow.
         environment: what to add to the environment.
     """
 
-    def __init__(self, timeout: float, boot: str = BOOT, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        timeout: float,
+        child: str = "terra_cx.check.child",
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._boot = boot
+        self._boot = _BOOT.format(child)
         # The order of sets of strings differs from process to process unless this is set; that would make many a
         # program nondeterministic that its author never saw so.
         self._environment = {"PYTHONHASHSEED": "0", **os.environ, **(environment or {})}
