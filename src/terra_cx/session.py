@@ -44,8 +44,10 @@ __all__ = ["Session", "current"]
 
 _WARM = 2
 """Visits of one anchor after which the program is surveyed."""
-_BARREN_VISITS, _SURVEY_VISITS, _MOST_SURVEY_VISITS = 2000, 20_000, 160_000
-"""Probe visits in a survey that sees no op, in the first other one, and in any; each further one has twice as many."""
+_BARREN_VISITS = 20_000
+"""Probe visits with no op between them, after which a survey ends: the program prepares data, in pure Python."""
+_SURVEY_VISITS, _MOST_SURVEY_VISITS = 20_000, 160_000
+"""Other probe visits in a survey, in the first one and in any; each further one has twice as many."""
 _SURVEY_GRACE, _SURVEY_SHARE = 0.5, 0.05
 """Surveys that find no step may take so many seconds, and that part of the time that has passed.
 (Time and not visits: a preparation in pure Python visits its loops more often than any training ever will.)
@@ -88,7 +90,7 @@ class Session:
         self.on_region: Callable[[str], None] | None = None
         """Called with the anchor's line when a region begins; to be set before the program runs."""
         self._surveyor: Surveyor | None = None
-        self._surveyed = 0
+        self._surveyed = self._barren = 0
         self._survey_visits = _SURVEY_VISITS
         self._survey_start = 0.0
         self._fruitless = 0.0
@@ -219,7 +221,7 @@ class Session:
             self.conductor.on_region = self.on_region
         self.conductor.boundary.install()
         self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
-        self._surveyed = 0
+        self._surveyed = self._barren = 0
         self._survey_start = time.perf_counter()
         self.conductor.boundary.use(self._surveyor)
         names.put_probe(self._survey_probe)
@@ -249,25 +251,30 @@ class Session:
         marks = self._marks[anchor_id]
         marks.append(time.perf_counter())
         del marks[:-_MARKS]
-        surveyor.survey.visit(anchor_id, frame, surveyor.tapes)
-        self._surveyed += 1
-        # Where no op is issued at all, the program prepares its data: its loops tell nothing, however often they turn.
-        most = self._survey_visits if surveyor.survey.ops else _BARREN_VISITS
-        last = self._surveyed > most
-        choice = surveyor.survey.choice(last=last) if surveyor.tapes == 0 else None
-        if choice is not None and choice.anchor == anchor_id:
-            self._activate(anchor_id, frame)
-            return
-        if last and (choice is None or self._surveyed > 2 * most):  # what is chosen begins at its next visit
-            self._surveyor = None
-            self._patience *= 10
-            if surveyor.survey.ops:
-                self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)
-            self._fruitless += time.perf_counter() - self._survey_start
-            self._next_survey = self._begun + (self._fruitless - _SURVEY_GRACE) / _SURVEY_SHARE
-            assert self.conductor is not None
-            self.conductor.boundary.use(self.conductor.boundary.passive)
-            names.put_probe(self._active_probe if self.conductor.anchors else self._idle_probe)
+        if surveyor.survey.visit(anchor_id, frame, surveyor.tapes):
+            self._surveyed += 1
+            self._barren = 0
+        else:
+            self._barren += 1
+        spent = max(self._surveyed / self._survey_visits, self._barren / _BARREN_VISITS)
+        if not self._barren or spent > 1:  # a round without ops changes no choice
+            choice = surveyor.survey.choice(last=spent > 1) if surveyor.tapes == 0 else None
+            if choice is not None and choice.anchor == anchor_id:
+                self._activate(anchor_id, frame)
+            elif spent > (1 if choice is None else 2):  # what is chosen begins at its next visit
+                self._end_survey()
+
+    def _end_survey(self) -> None:
+        """Nothing was found: let some time go by before the next survey."""
+        surveyor, self._surveyor = self._surveyor, None
+        assert surveyor is not None and self.conductor is not None
+        self._patience *= 10
+        if surveyor.survey.ops:
+            self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)
+        self._fruitless += time.perf_counter() - self._survey_start
+        self._next_survey = self._begun + (self._fruitless - _SURVEY_GRACE) / _SURVEY_SHARE
+        self.conductor.boundary.use(self.conductor.boundary.passive)
+        names.put_probe(self._active_probe if self.conductor.anchors else self._idle_probe)
 
     def _activate(self, anchor_id: int, frame: FrameType) -> None:
         conductor = self.conductor

@@ -136,12 +136,16 @@ def _compute(
 ) -> Any:
     names = ExternalNames(start)
     runs = {id(run): run for run in log.runs}
-    latest: dict[Any, Any] = {}
+    made: dict[Any, list[Any]] = {}
+    """The slots of each output of a node, one for each of its executions."""
+    turns: Counter[Any] = Counter()
     ops: list[Any] = []
     wiring: list[Any] = []
     for run in log.runs:
         for step in run.block.steps[: run.pos]:
             position = run.start + step.position
+            turn = turns[step.node]
+            turns[step.node] += 1
             if position >= start:
                 ops.append((step.node.id, step.node.rev))
             if position >= start and step.kind not in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
@@ -150,7 +154,10 @@ def _compute(
                     if rule.need is Need.LOCAL and bound is not None:
                         if rule.node is not None and rule.node.kind is Kind.KNOWN:
                             continue
-                        if latest.get((rule.node, rule.out)) is not bound:
+                        executions = made.get((rule.node, rule.out), ())
+                        if not 0 <= turn - rule.lag < len(executions) or (
+                            executions[turn - rule.lag] is not bound
+                        ):
                             return ("wiring", object())  # not what the graph knows: equal to nothing
                         if where is None or where[0] >= start:
                             continue
@@ -159,9 +166,7 @@ def _compute(
                     wiring.append(_name(names, where, bound, start))
             outs = len(step.specs)
             for out in range(outs):
-                slot = run.slots[step.base + out]
-                if slot is not None:
-                    latest[step.node, out] = slot
+                made.setdefault((step.node, out), []).append(run.slots[step.base + out])
     seen = tuple(
         (
             e.position - start,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from terra_cx.tf import gradient_tape, native
+from terra_cx.tf import gradient_tape, native, strided_slice
 from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 
@@ -276,6 +276,7 @@ class Boundary:
         for name, function in setters.items():
             if name in REAL:
                 setattr(pywrap_tfe, name, function)
+        strided_slice.install()
         gradient_tape.install(lambda: self.handler.knows_gradients())
         HostCallbacks.__call__ = lambda *a: resolve_all(native.call_host(*a))
         self.use(self.passive)
@@ -288,6 +289,7 @@ class Boundary:
         for name in (*OPS, *TAPES, *TENSORS, *_DLPACK, "TFE_ContextClearCaches"):
             if name in REAL:
                 setattr(pywrap_tfe, name, REAL[name])
+        strided_slice.remove()
         gradient_tape.remove()
         HostCallbacks.__call__ = native.call_host
         self.watch_reads(None)

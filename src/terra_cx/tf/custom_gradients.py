@@ -17,6 +17,7 @@ from typing import Any
 
 from tensorflow.python.framework import dtypes, ops, tensor_shape
 
+from terra_cx.tf import strided_slice
 from terra_cx.tf.native import EagerTensor, is_variable
 
 __all__ = ["UNSEEN", "gradient_detail", "has_foreign_gradient"]
@@ -99,4 +100,6 @@ def has_foreign_gradient(op: str) -> bool:
         function = ops.gradient_registry.lookup(op)
     except LookupError:
         return False  # none is registered: asking for it is an error
-    return function is not None and not (isinstance(function, FunctionType) and _library(function))
+    if function is None or function is strided_slice.gradient:
+        return False
+    return not (isinstance(function, FunctionType) and _library(function))

@@ -160,8 +160,8 @@ class Survey:
         self._files_of = 0
 
     # -- reports ---------------------------------------------------------------------------------------------
-    def visit(self, anchor_id: int, frame: FrameType, tape_depth: int | None = None) -> None:
-        """The probe of an anchor was passed in `frame`.
+    def visit(self, anchor_id: int, frame: FrameType, tape_depth: int | None = None) -> bool:
+        """The probe of an anchor was passed in `frame`; returns whether that ends a round in which ops were issued.
 
         `tape_depth` is the number of open tapes; where it is not given, that of the latest op stands in.
         """
@@ -172,8 +172,7 @@ class Survey:
         if self._scopes and anchor.kind == "loop":
             innermost = self._scopes[-1]
             if innermost.anchor is anchor and innermost.frame == id(frame) and innermost.code is frame.f_code:
-                self._finish_round()  # the commonest visit by far; the stack need not be looked at
-                return
+                return self._finish_round()  # the commonest visit by far; the stack need not be looked at
         stack = _stack(frame)
         if anchor.kind == "function":
             # The frame is new: a loop that is known by its id ran in a frame that is gone.
@@ -185,10 +184,10 @@ class Survey:
         for position, scope in enumerate(self._scopes):
             if scope.anchor is anchor and scope.frame == base:
                 self._drop(self._scopes[position + 1 :])
-                self._finish_round()
-                return
+                return self._finish_round()
         self._scopes.append(visited or _Scope(anchor, base, frame.f_code))
         self._sort(stack)
+        return False
 
     def op(self, effect: bool, tape_depth: int) -> None:
         """An op was executed: whether it writes a variable, and how many tapes are open."""
@@ -269,12 +268,12 @@ class Survey:
                 self._scopes[position - 1].inside.add(scope.inside)
             del self._scopes[position]
 
-    def _finish_round(self) -> None:
-        """The innermost scope was visited again."""
+    def _finish_round(self) -> bool:
+        """The innermost scope was visited again; returns whether ops were issued since its last visit."""
         scope = self._scopes[-1]
         if scope.partial:
             self._scopes[-1] = _Scope(scope.anchor, scope.frame, scope.code, scope.repeats)
-            return
+            return False
         anchor = scope.anchor.id
         outer = self._scopes[-2::-1]
         own = scope.total.without(scope.inside)
@@ -294,8 +293,10 @@ class Survey:
             # What is under a tape, or in a function, is the work of the loop around it.
             is_round = scope.anchor.kind == "loop" and anchor not in self._taped
             outer[0].inside.add(scope.total if is_round else scope.inside)
+        busy = scope.total.ops > 0 or scope.total.gradients > 0
         scope.total, scope.inside = _Tally(), _Tally()
         scope.inner, scope.work = defaultdict(int), defaultdict(_Tally)
+        return busy
 
     # -- the rule --------------------------------------------------------------------------------------------
     def choice(self, *, last: bool = False) -> Choice | None:
