@@ -44,8 +44,9 @@ __all__ = ["Session", "current"]
 
 _WARM = 2
 """Visits of one anchor after which the program is surveyed."""
-_BARREN_VISITS = 20_000
-"""Probe visits with no op between them, after which a survey ends: the program prepares data, in pure Python."""
+_BARREN_VISITS, _MOST_BARREN_VISITS = 2000, 20_000
+"""Probe visits with no op between them, after which a survey ends that has seen no op at all, or has seen some: the
+program works in pure Python, be it before its steps or between them."""
 _SURVEY_VISITS, _MOST_SURVEY_VISITS = 20_000, 160_000
 """Other probe visits in a survey, in the first one and in any; each further one has twice as many."""
 _SURVEY_GRACE, _SURVEY_SHARE = 0.5, 0.05
@@ -256,7 +257,8 @@ class Session:
             self._barren = 0
         else:
             self._barren += 1
-        spent = max(self._surveyed / self._survey_visits, self._barren / _BARREN_VISITS)
+        most_barren = _MOST_BARREN_VISITS if surveyor.survey.ops else _BARREN_VISITS
+        spent = max(self._surveyed / self._survey_visits, self._barren / most_barren)
         if not self._barren or spent > 1:  # a round without ops changes no choice
             choice = surveyor.survey.choice(last=spent > 1) if surveyor.tapes == 0 else None
             if choice is not None and choice.anchor == anchor_id:
@@ -267,7 +269,8 @@ class Session:
     def _end_survey(self) -> None:
         """Nothing was found: let some time go by before the next survey."""
         surveyor, self._surveyor = self._surveyor, None
-        assert surveyor is not None and self.conductor is not None
+        assert surveyor is not None
+        assert self.conductor is not None
         self._patience *= 10
         if surveyor.survey.ops:
             self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)

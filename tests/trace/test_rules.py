@@ -209,7 +209,8 @@ def state(rule):
     if rule is None:
         return None
     return (
-        rule.need, id(rule.node), rule.out, id(rule.value), rule.dtype, rule.share, state(rule.origin)
+        rule.need, id(rule.node), rule.out, id(rule.value), rule.dtype, rule.share, state(rule.origin),
+        set(rule.sources),
     )  # fmt: skip
 
 

@@ -138,7 +138,12 @@ class Block:
         """What the block was built from; a block whose nodes have other revisions is stale."""
         last = self.nodes[-1]
         open_end = self.reason == "region end" and bool(last.succ)
-        return (open_end, *((node.rev, node.cuts, node.cut_before) for node in self.nodes))
+        before: set[Node] = set()
+        joined = False
+        for node in self.nodes:
+            joined = joined or node.joins(before)
+            before.add(node)
+        return (open_end, joined, *((node.rev, node.cuts, node.cut_before) for node in self.nodes))
 
     @property
     def idle(self) -> bool:
@@ -410,6 +415,9 @@ def _follow(graph: TraceGraph, start: Node, uid: int, cut: Cut | None) -> Block:
             break
         if builder.nodes and (node.cut_before or node.kind is Kind.OWNER):
             reason = node.cut_before or "owner"
+            break
+        if node.joins(seen):
+            reason = "wiring varies"
             break
         if cut is not None and node is cut.node:
             reason = cut.reason

@@ -1,12 +1,13 @@
 """What a gradient of a tape depends on, computed from the validated runs.
 
-The counterpart for traces is `TraceGraph._signature`; both name ops by (node, revision), free wiring by
+The counterpart for traces is `trace.gradients.signature_of`; both name ops by (node, revision), free wiring by
 canonical names, and tape events by relative position, so that equal signatures mean equal tape contents.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from terra_cx.compile.blocks import Block
@@ -15,8 +16,8 @@ from terra_cx.run.checks import bindings
 from terra_cx.run.region_log import RegionLog
 from terra_cx.tf.opdefs import SHAPELESS, Kind
 from terra_cx.tf.slots import Slot
+from terra_cx.trace.gradients import ExternalNames
 from terra_cx.trace.rules import Need
-from terra_cx.trace.tracegraph import ExternalNames
 
 __all__ = ["signature_of", "unknown_shapes"]
 
@@ -134,8 +135,7 @@ def _uses_in(block: Block) -> list[tuple[int, tuple[int, ...] | None, int]]:
 def _compute(
     log: RegionLog, tape: int, start: int, events: list[Any], accesses: list[int], asked: list[Any]
 ) -> Any:
-    names = ExternalNames(start)
-    runs = {id(run): run for run in log.runs}
+    places = _Places(log, start)
     made: dict[Any, list[Any]] = {}
     """The slots of each output of a node, one for each of its executions."""
     turns: Counter[Any] = Counter()
@@ -147,10 +147,10 @@ def _compute(
             turn = turns[step.node]
             turns[step.node] += 1
             if position >= start:
-                ops.append((step.node.id, step.node.rev))
+                ops.append((step.node, step.node.rev))
             if position >= start and step.kind not in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
                 for rule, bound in zip(step.node.rules, bindings(run, step), strict=True):
-                    where = _place(bound, runs, log.number)
+                    where = places.of(bound)
                     if rule.need is Need.LOCAL and bound is not None:
                         if rule.node is not None and rule.node.kind is Kind.KNOWN:
                             continue
@@ -163,34 +163,55 @@ def _compute(
                             continue
                     elif rule.need not in (Need.TENSOR, Need.EXTERNAL, Need.SHARED, Need.LOCAL):
                         continue
-                    wiring.append(_name(names, where, bound, start))
-            outs = len(step.specs)
-            for out in range(outs):
+                    wiring.append(places.name(bound))
+            for out in range(len(step.specs)):
                 made.setdefault((step.node, out), []).append(run.slots[step.base + out])
+            if step.kind is Kind.KNOWN:
+                places.add(step.values, position)
     seen = tuple(
         (
             e.position - start,
             e.what,
             e.tape - tape if e.tape >= 0 else None,
-            _name(names, _place(e.args, runs, log.number), e.args, start) if e.what == "watch" else None,
+            places.name(e.args) if e.what == "watch" else None,
             e.detail,
         )
         for e in events
     )
-    things = tuple(_name(names, _place(thing, runs, log.number), thing, start) for thing in asked)
+    things = tuple(map(places.name, asked))
     return (tuple(ops), tuple(wiring), seen, frozenset(Counter(accesses).items()), things)
 
 
-def _name(names: ExternalNames, where: tuple[int, int] | None, bound: Any, start: int) -> Any:
-    if where is not None and where[0] >= start:
-        return (where[0] - start, where[1])
-    return names.of_identity(id(bound))
+class _Places:
+    """Where the tensors of a region come from, and what the signature calls them.
 
+    Args:
+        log: the region.
+        start: the position at which the tape was made.
+    """
 
-def _place(bound: Any, runs: dict[int, BlockRun], region: int) -> tuple[int, int] | None:
-    """The region's position and output number of a slot, None for anything from outside the region."""
-    if type(bound) is not Slot or bound.run is None or id(bound.run) not in runs:
-        return None
-    run = runs[id(bound.run)]
-    position, out = run.block.places[bound.index]
-    return run.start + position, out
+    def __init__(self, log: RegionLog, start: int) -> None:
+        self._runs = {id(run): run for run in log.runs}
+        self._start = start
+        self._names = ExternalNames(start)
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def add(self, values: Sequence[Any], position: int) -> None:
+        """An op whose results are known was issued: Python holds these very tensors."""
+        for out, value in enumerate(values):
+            self._known[id(value)] = position, out
+
+    def of(self, bound: Any) -> tuple[int, int] | None:
+        """The region's position and output number of a slot or a known result, None for anything from outside."""
+        if type(bound) is not Slot or bound.run is None or id(bound.run) not in self._runs:
+            return self._known.get(id(bound))
+        run = self._runs[id(bound.run)]
+        position, out = run.block.places[bound.index]
+        return run.start + position, out
+
+    def name(self, bound: Any) -> Any:
+        """The canonical name: relative position and output, or a number for what the tape has not seen made."""
+        where = self.of(bound)
+        if where is not None and where[0] >= self._start:
+            return (where[0] - self._start, where[1])
+        return self._names.of_identity(id(bound))

@@ -8,7 +8,7 @@ the node stays, only its block is compiled again.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ class Need(IntEnum):
     EXTERNAL = 7
     """Any tensor of the dtype and shape that no open block makes."""
     TENSOR = 8
-    """Any tensor of the dtype and shape; the block is cut before the node, so that it may come from anywhere."""
+    """Any tensor of the dtype and shape that no op of the same block makes; ``sources`` is who made it so far."""
 
 
 def _same_float(a: float, b: float) -> bool:
@@ -95,9 +95,13 @@ class Rule:
     """For LOCAL: how many executions of this node lie between the producer's and this one (rolled loops)."""
     origin: Rule | None = None
     """For KNOWN: the rule to widen to."""
+    sources: set[Node] = field(default_factory=set)
+    """For TENSOR: the nodes of the region that were seen to make it."""
 
     def widen(self, other: Rule) -> bool:
         """Make this rule admit what ``other`` (the same argument in a new trace) demands; True if it changed."""
+        if self.need is Need.TENSOR:
+            return self._add_source(other)
         if self.need is other.need:
             if self._agrees(other):
                 return False
@@ -114,18 +118,18 @@ class Rule:
                 self._become(self.origin)
                 self.widen(other.origin)
                 return True
-            return self._to(Need.EXTERNAL if self.need is Need.SHARED else Need.TENSOR)
+            return self._to(Need.EXTERNAL if self.need is Need.SHARED else Need.TENSOR, other)
         if self.need is Need.KNOWN and self.origin is not None:
             self._become(self.origin)
             self.widen(other)
             return True
         if other.need is Need.KNOWN and other.origin is not None:
             return self.widen(other.origin)
-        if self.need is Need.TENSOR or self.need is Need.FEED:
+        if self.need is Need.FEED:
             return False
         if self.need is Need.EXTERNAL and other.need is Need.SHARED:
             return False
-        return self._to(Need.TENSOR)
+        return self._to(Need.TENSOR, other)
 
     def _agrees(self, other: Rule) -> bool:
         if self.need is Need.LOCAL:
@@ -140,9 +144,19 @@ class Rule:
             return self.value is other.value or self.need is Need.CAPTURED
         return True
 
-    def _to(self, need: Need) -> bool:
+    def _to(self, need: Need, other: Rule) -> bool:
+        if need is Need.TENSOR:
+            self._add_source(self)
+            self._add_source(other)
         self.need = need
         self.node = self.share = self.value = None
+        return True
+
+    def _add_source(self, other: Rule) -> bool:
+        made = other.origin if other.origin is not None else other
+        if made.node is None or made.node in self.sources:
+            return False
+        self.sources.add(made.node)
         return True
 
     def _become(self, other: Rule) -> None:
