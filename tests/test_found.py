@@ -168,3 +168,65 @@ def test_sums_of_many_are_eagers_to_the_last_bit(count, dtype):
         return w
 
     both_ways(program, co_executed=10)
+
+
+def test_thousands_of_turns_without_ops_between_two_steps():
+    """A tokenizer used up the survey's visits, though none of them tells anything."""
+
+    def program(see):
+        w, rng = variable(4, 4), np.random.default_rng(5)
+        for _ in range(STEPS):
+            for index in range(6000):
+                index // 7
+            loss, tape = logits_of_three_dimensions(rng, w)
+            w.assign_sub(0.05 * tape.gradient(loss, w))
+            see(loss)
+        return w
+
+    both_ways(program, co_executed=25)
+
+
+def test_parts_of_a_batch_are_taken_by_index_and_joined():
+    """The index was read by the gradient's code; and which turn of the loop had made what was mistaken."""
+
+    def program(see):
+        w, rng = variable(4, 4), np.random.default_rng(5)
+        for _ in range(STEPS):
+            present = [image for image in range(3) if rng.random() < 0.8] or [0]
+            with tf.GradientTape() as tape:
+                features = tf.matmul(rows(rng, 3, 5, 4), w)
+                parts = []
+                for image in present:
+                    parts.append(tf.nn.relu(features[image]))
+                loss = tf.reduce_mean(tf.concat(parts, axis=0))
+            w.assign_sub(0.05 * tape.gradient(loss, w))
+            see(loss)
+        return w
+
+    report = both_ways(program, co_executed=25)
+    assert sum(f["count"] for f in report["fallbacks"] if f["reason"] == "new-gradient") <= 6
+
+
+def test_steps_of_several_lengths_keep_their_blocks_whole():
+    """Each read of a variable was a place where all lengths met and parted, and each length outdated all gradients."""
+    lengths = [3, 5, 8, 13]
+
+    def program(see):
+        rng = np.random.default_rng(5)
+        layers = [(variable(4, 4), variable(4)) for _ in range(6)]
+        flat = [v for layer in layers for v in layer]
+        for _ in range(2 * STEPS):
+            with tf.GradientTape() as tape:
+                x = rows(rng, int(rng.choice(lengths)), 4)
+                for kernel, offset in layers:
+                    x = tf.tanh(tf.matmul(x, kernel) + offset) * 0.9
+                loss = tf.reduce_mean(tf.square(x))
+            for v, gradient in zip(flat, tape.gradient(loss, flat), strict=True):
+                v.assign_sub(0.1 * gradient)
+            see(loss)
+        return flat
+
+    report = both_ways(program, co_executed=70)
+    (anchor,) = report["anchors"]
+    assert anchor["blocks"] <= 4 * len(lengths)
+    assert sum(f["count"] for f in report["fallbacks"] if f["reason"] == "new-gradient") <= 2 * len(lengths)

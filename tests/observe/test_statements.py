@@ -577,3 +577,17 @@ def _untraced() -> Iterator[None]:
     sys.settrace(None)
     yield
     sys.settrace(tracer)
+
+
+def test_noted_visits_of_a_second_call_at_the_same_address() -> None:
+    program = Program("""
+        def layers():
+            for layer in range(2):
+                op(layer)
+    """)
+    code = next(constant for constant in program.code.co_consts if hasattr(constant, "co_code"))
+    loop = next(anchor.id for anchor in program.table if anchor.kind == "loop")
+    call = next(anchor.id for anchor in program.table if anchor.kind == "function")
+    for anchor in (call, loop, loop, loop, call, loop, loop):
+        program.observer.loop_visited(anchor, 1, code)
+    assert program.observer._frames[1].rounds == {loop: 1}

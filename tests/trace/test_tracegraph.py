@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tracing import graph_of, hot_path, ops, trace, visit
 
 from terra_cx.tf.opdefs import Kind
+from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need
-from terra_cx.trace.tracegraph import TraceGraph, freeze
+from terra_cx.trace.tracegraph import TraceGraph
 
 X = tf.constant(np.arange(36, dtype="float32").reshape(6, 6))
 
@@ -101,7 +102,9 @@ def test_a_branch_joins_again():
     assert set(sine.succ) == set(cosine.succ) == {exp}
     assert exp.rules[0].need is Need.TENSOR  # it comes from either
     assert exp.rules[0].sources == {sine, cosine}
-    assert exp.joins({sine}) and exp.joins({cosine}) and not exp.joins({head})
+    assert exp.joins({sine})
+    assert exp.joins({cosine})
+    assert not exp.joins({head})
     assert graph.branch_nodes() == 1
 
 
@@ -260,9 +263,16 @@ def nested(*lengths):
     return value
 
 
+def test_a_loop_of_other_lengths_in_other_turns_around_it_is_unrolled():
+    graph = graph_of(nested, (2, 3), (2, 3))
+    assert ops(graph) == ["Sin", "Sin", "Cos", "Sin", "Sin", "Sin", "Cos"]
+    assert not graph.rolled
+
+
 def test_only_the_loop_that_varies_is_rolled():
     graph = TraceGraph()
-    assert graph.merge(trace(nested, 2, 3)).reset  # the inner one varies within one region
+    assert not graph.merge(trace(nested, 2, 3)).reset
+    assert graph.merge(trace(nested, 3, 3)).reset
     for lengths in ((2, 3), (1, 4), (3, 3), (5, 1)):
         graph.merge(trace(nested, *lengths))
     assert graph.rolled == {INNER}

@@ -16,8 +16,9 @@ import numpy as np
 
 from terra_cx.tf.opdefs import SEED_ATTRS, Kind
 from terra_cx.tf.slots import Spec
+from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need, Rule
-from terra_cx.trace.tracegraph import GAP_SECONDS, Node, TraceGraph, freeze
+from terra_cx.trace.tracegraph import GAP_SECONDS, Node, TraceGraph
 
 __all__ = ["Block", "Check", "Cut", "FlatOp", "Step", "build_block"]
 

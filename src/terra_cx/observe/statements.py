@@ -147,6 +147,7 @@ class StatementObserver:
     def loop_visited(self, anchor_id: int, frame_id: int, code: CodeType) -> None:
         """As `loop_visit`, for a visit that was noted earlier in the region."""
         if self._table is not None and self._table[anchor_id].kind == "function":
+            self._frames.pop(frame_id, None)  # a new call, at an address that another may have had
             return
         rounds = self._frame(frame_id, code).rounds
         if anchor_id in rounds:

@@ -16,8 +16,8 @@ from terra_cx.run.block_run import BlockRun
 from terra_cx.tf import native
 from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.placeholder import Placeholder
+from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import same_const, same_known
-from terra_cx.trace.tracegraph import freeze
 
 __all__ = ["admits", "attr_difference", "bindings", "difference", "flat_checks"]
 

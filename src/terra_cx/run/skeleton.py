@@ -37,7 +37,8 @@ from terra_cx.tf.native import REAL, EagerTensor, FallbackException
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
-from terra_cx.trace.tracegraph import Node, TraceGraph, freeze
+from terra_cx.trace.keys import freeze
+from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["Diverge", "Skeleton"]
 

@@ -1,10 +1,10 @@
 """The TraceGraph: all traces of one anchor merged.
 
-A node is one op call at one place of the user's program. Nodes are found by *key* (op, attributes, dtypes and
-shapes, executed location), so traces that part at a branch meet again at its join. Wiring is kept in the
-node's rules, which widen when traces disagree (`trace.rules`). Loops with a constant trip count are unrolled
-into distinct nodes; a loop whose trip count was seen to vary is *rolled*: its iterations share nodes and its
-repetition is a back edge.
+A node is one op call at one place of the user's program. Nodes are found by *key* (`trace.keys`: op, attributes, dtypes
+and shapes, executed location), so traces that part at a branch meet again at its join. Wiring is kept in the node's
+rules, which widen when traces disagree (`trace.rules`). Loops with a constant trip count are unrolled into distinct
+nodes; a loop whose trip count was seen to vary is *rolled*: its iterations share nodes and its repetition is a back
+edge.
 
 The graph also knows where a block must end (*cuts*): after an op whose value Python read, where Python was
 busy for long, around ops of the owner thread, after a branch that is really
@@ -13,39 +13,21 @@ taken both ways.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from terra_cx.tf.opdefs import SEED_ATTRS, Kind
+from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.gradients import Gradients, Passage, same_constants, signature_of
-from terra_cx.trace.records import Call, Ext, Resource, Trace
+from terra_cx.trace.keys import Key, Keys
+from terra_cx.trace.records import Call, Ext, Trace
 from terra_cx.trace.rules import Need, Rule, rule_of
 
-__all__ = ["GAP_SECONDS", "MergeResult", "Node", "TraceGraph", "freeze"]
+__all__ = ["GAP_SECONDS", "MergeResult", "Node", "TraceGraph"]
 
 GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
-
-
-def freeze(value: Any) -> Any:
-    """A hashable form of an attribute value."""
-    if isinstance(value, (list, tuple)):
-        return tuple(freeze(item) for item in value)
-    if isinstance(value, np.ndarray):
-        return ("array", str(value.dtype), value.shape, value.tobytes())
-    if isinstance(value, float):
-        return ("float", value.hex())  # 0.0 and -0.0 differ
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    # 1, 1.0 and True are equal keys of a dict and different attributes.
-    return (type(value).__name__, value) if isinstance(value, (bool, int)) else value
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +41,8 @@ class Node:
 
     id: int
     call: Call
+    base: Any = None
+    """What ops it stands for; nodes of several contexts may have the same (`trace.keys`)."""
     rules: list[Rule] = field(default_factory=list)
     inner_rules: list[list[Rule]] = field(default_factory=list)
     results: tuple[Any, ...] = ()
@@ -131,6 +115,7 @@ class TraceGraph:
         self._nodes: dict[Any, Node] = {}
         self._order: list[Node] = []
         self.gradients = Gradients(self.rolled)
+        self._keys = Keys(self.rolled)
         self._trips: dict[tuple[int, Any], int] = {}
 
     @staticmethod
@@ -170,70 +155,50 @@ class TraceGraph:
         self._nodes.clear()
         self._order.clear()
         self.gradients.clear()
+        self._keys.clear()
         self.root = self._root()
         self.version += 1
 
     def _varying_loops(self, trace: Trace) -> set[int]:
-        """Loops whose trip count differs from what was seen before (or within this trace)."""
+        """Loops whose trip count differs from what was seen before, in the same iteration of the loops around them.
+
+        (The stages of a network have different numbers of layers, always the same ones: that varies only where the
+        stages themselves share nodes.)
+        """
         counts: dict[tuple[int, Any], int] = {}
         for call in trace.calls:
             loops = call.site.loops if call.site is not None else ()
             for depth, (loop, iteration) in enumerate(loops):
                 key = (loop, loops[:depth])
                 counts[key] = max(counts.get(key, 0), iteration + 1)
-        varying = set()
-        seen: dict[int, int] = {}
+        varying = {key[0] for key, count in counts.items() if self._trips.setdefault(key, count) != count}
+        rolled = self.rolled | varying
+        seen: dict[Any, int] = {}
         for (loop, outer), count in counts.items():
-            if self._trips.setdefault((loop, outer), count) != count or seen.setdefault(loop, count) != count:
+            shared = (loop, tuple((other, 0 if other in rolled else n) for other, n in outer))
+            if seen.setdefault(shared, count) != count:
                 varying.add(loop)
         return varying
 
-    def _key(self, call: Call, occurrences: Counter[Any]) -> Any:
-        site = call.site
-        attrs = call.attrs
-        if call.kind is Kind.DRAW:
-            pairs = zip(attrs[::2], attrs[1::2], strict=True)
-            attrs = tuple(item for name, value in pairs if name not in SEED_ATTRS for item in (name, value))
-        loops = tuple((loop, 0 if loop in self.rolled else n) for loop, n in site.loops)
-        free = call.kind in (Kind.OWNER, Kind.SOURCE)
-        key = (
-            call.op,
-            call.form,
-            call.kind,
-            freeze(attrs),
-            call.layout,
-            () if free else tuple(None if spec is None else spec.key() for spec in call.input_specs),
-            () if free else tuple(id(ref.tensor) for ref in call.inputs if isinstance(ref, Resource)),
-            tuple(spec.key() for spec in call.outputs),
-            site.path,
-            loops,
-            site.ordinal,
-        )
-        exact = (key, site.loops)
-        number = occurrences[exact]
-        occurrences[exact] += 1
-        return (key, number)
-
     def _merge(self, trace: Trace) -> MergeResult:
         result = MergeResult()
-        occurrences: Counter[Any] = Counter()
         passage = Passage(trace.events)
         previous = self.root
-        for call in trace.calls:
-            key = self._key(call, occurrences)
-            place, signature = key, None
+        for call, key in zip(trace.calls, self._keys.of(trace.calls), strict=True):
             node = call.node
             if call.kind is Kind.GRADIENT and node is None:
                 self._refresh()
                 signature = signature_of(passage.path, trace.events, call)
-                key = (place, signature)
-            if node is None:
-                node = self._nodes.get(key)
-            if node is None:
-                node = self._add(key, call, passage)
-                if call.kind is Kind.GRADIENT:
-                    self.gradients.add(node, place, call, passage)
+                node = self._nodes.get((key.base, signature))
+                if node is None:
+                    node = self._add(key.base, signature, call, passage)
+                    self.gradients.add(node, key.base, call, passage)
                     node.signature = node.signature or signature
+                    result.nodes += 1
+            if node is None:
+                node = self._find(previous, key)
+            if node is None:
+                node = self._add(key.base, key.context, call, passage)
                 result.nodes += 1
             elif call.node is None:
                 if call.kind is Kind.GRADIENT and not same_constants(node.call, call):
@@ -262,6 +227,10 @@ class TraceGraph:
             self.version += 1
         return result
 
+    def _find(self, previous: Node, key: Key) -> Node | None:
+        """The node for a key: the one of its context, or the one to which a way leads already."""
+        return self._nodes.get(key) or next((node for node in previous.succ if node.base == key.base), None)
+
     def _refresh(self) -> None:
         """Have all gradients known by what they depend on under the present rules."""
         for node, place, before in self.gradients.refresh():
@@ -269,9 +238,9 @@ class TraceGraph:
             self._nodes.setdefault((place, node.signature), node)
             self.version += 1
 
-    def _add(self, key: Any, call: Call, passage: Passage) -> Node:
-        node = Node(len(self._order), call)
-        self._nodes[key] = node
+    def _add(self, base: Any, context: Any, call: Call, passage: Passage) -> Node:
+        node = Node(len(self._order), call, base)
+        self._nodes[base, context] = node
         self._order.append(node)
         node.rules = [
             rule_of(ref, spec, passage.producer, passage.uses, (node, index, 0))

@@ -1,0 +1,121 @@
+"""By what an op call is known in the TraceGraph: its *key*, and the *context* in which it is that key's node.
+
+The key has all that a node stands for: the place in the program, the op, its attributes, dtypes and shapes, and its
+variables. Traces that part meet again where their keys are equal.
+
+That alone would tear steps with changing shapes to pieces. With texts of another length nearly every op has another
+key, but not those that read variables, draw keys of random numbers or make scalars, so two traces would meet and part
+at each of them, and every block would end there. Hence the context: a place at which ops of several forms (attributes,
+dtypes, shapes) were seen tells which way a trace has come. Shortly before another such place a key's node is one for
+this way only; elsewhere ways join. A branch of the program has places of its own on each arm and makes no context, so
+that k branches still cost on the order of k nodes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from terra_cx.tf.opdefs import SEED_ATTRS, Kind
+from terra_cx.trace.records import Call, Resource
+
+__all__ = ["Key", "Keys", "freeze"]
+
+_NEAR = 32
+"""Calls. Ways are kept apart where they would part again within so many."""
+
+
+class Key(NamedTuple):
+    """``base`` says which op at which place, ``context`` the way that has led there, None if all ways join here."""
+
+    base: Any
+    context: int | None
+
+
+class Keys:
+    """The keys of traces' calls.
+
+    Args:
+        rolled: the loops whose iterations share nodes.
+    """
+
+    def __init__(self, rolled: Collection[int]) -> None:
+        self._rolled = rolled
+        self._forms: defaultdict[Any, dict[Any, int]] = defaultdict(dict)
+        """By place: a number for each form of op that was seen there."""
+        self._numbers = 0
+
+    def clear(self) -> None:
+        """Forget the forms of all places."""
+        self._forms.clear()
+
+    def of(self, calls: list[Call]) -> list[Key]:
+        """The keys of one trace."""
+        places = [self._place(call) for call in calls]
+        forms = [_form(call) for call in calls]
+        for place, form in zip(places, forms, strict=True):
+            if form not in self._forms[place]:
+                self._forms[place][form] = self._numbers
+                self._numbers += 1
+        several = [len(self._forms[place]) > 1 for place in places]
+        near, distance = [False] * len(calls), _NEAR
+        for index in range(len(calls) - 1, -1, -1):
+            near[index] = distance < _NEAR
+            distance = 0 if several[index] else distance + 1
+        keys = []
+        occurrences: Counter[Any] = Counter()
+        context: int | None = None
+        for index, (call, place, form) in enumerate(zip(calls, places, forms, strict=True)):
+            exact = (place, form, _resources(call))
+            number = occurrences[exact, call.site.loops]
+            occurrences[exact, call.site.loops] += 1
+            keys.append(Key((*exact, number), context if near[index] else None))
+            if several[index]:
+                context = self._forms[place][form]
+        return keys
+
+    def _place(self, call: Call) -> Any:
+        site = call.site
+        loops = tuple((loop, 0 if loop in self._rolled else n) for loop, n in site.loops)
+        return (call.op, call.form, call.kind, site.path, loops, site.ordinal)
+
+
+def _form(call: Call) -> Any:
+    if call.kind is Kind.GRADIENT:
+        return tuple((inner.op, *(spec.key() for spec in inner.outputs)) for inner in call.inner)
+    attrs = call.attrs
+    if call.kind is Kind.DRAW:
+        pairs = zip(attrs[::2], attrs[1::2], strict=True)
+        attrs = tuple(item for name, value in pairs if name not in SEED_ATTRS for item in (name, value))
+    free = call.kind in (Kind.OWNER, Kind.SOURCE)
+    return (
+        freeze(attrs),
+        call.layout,
+        () if free else tuple(None if spec is None else spec.key() for spec in call.input_specs),
+        tuple(spec.key() for spec in call.outputs),
+    )
+
+
+def _resources(call: Call) -> tuple[int, ...]:
+    if call.kind in (Kind.OWNER, Kind.SOURCE):
+        return ()
+    return tuple(id(ref.tensor) for ref in call.inputs if isinstance(ref, Resource))
+
+
+def freeze(value: Any) -> Any:
+    """A hashable form of an attribute value."""
+    if isinstance(value, (list, tuple)):
+        return tuple(freeze(item) for item in value)
+    if isinstance(value, np.ndarray):
+        return ("array", str(value.dtype), value.shape, value.tobytes())
+    if isinstance(value, float):
+        return ("float", value.hex())  # 0.0 and -0.0 differ
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    # 1, 1.0 and True are equal keys of a dict and different attributes.
+    return (type(value).__name__, value) if isinstance(value, (bool, int)) else value
