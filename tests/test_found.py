@@ -197,7 +197,8 @@ def test_parts_of_a_batch_are_taken_by_index_and_joined():
                 features = tf.matmul(rows(rng, 3, 5, 4), w)
                 parts = []
                 for image in present:
-                    parts.append(tf.nn.relu(features[image]))
+                    part = features[image]
+                    parts.append(tf.nn.relu(part))
                 loss = tf.reduce_mean(tf.concat(parts, axis=0))
             w.assign_sub(0.05 * tape.gradient(loss, w))
             see(loss)
