@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
@@ -78,6 +79,22 @@ def _copied(value: Any) -> Any:
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
+class _Seen(weakref.ref[Any]):
+    """A tensor of the region; when it dies, its address means nothing any more."""
+
+    __slots__ = ("address", "recorder")
+
+    address: int
+    recorder: weakref.ref[Recorder]
+    """Weak, or recorder and tensors' references would be a cycle."""
+
+
+def _died(seen: Any) -> None:
+    recorder = seen.recorder()
+    if recorder is not None:
+        recorder.forget(seen)
+
+
 class Recorder:
     """Boundary handler of a traced region; `trace` is complete when the region ends."""
 
@@ -86,8 +103,8 @@ class Recorder:
         self.position = 0
         self._locate = locate
         self._user_mark = user_mark
-        self._refs: dict[int, Ref] = {}
-        self._keep: list[Any] = []
+        self._refs: dict[int, tuple[_Seen, Ref]] = {}
+        self._self = weakref.ref(self)
         self._exts = 0
         self._tapes: list[Any] = []
         self._inner: list[Call] | None = None
@@ -101,14 +118,29 @@ class Recorder:
 
     # -- where tensors come from ---------------------------------------------------------------------------------
     def adopt(self, tensor: Any, ref: Ref) -> Ref:
-        """Note that ``tensor`` (kept alive until the trace is merged) is what ``ref`` stands for; returns that."""
-        self._refs[id(tensor)] = ref
-        self._keep.append(tensor)
+        """Note that ``tensor`` is what ``ref`` stands for; returns that.
+
+        It is forgotten when it dies, since another may get its address. (To keep all tensors of a region alive instead
+        took gigabytes where a region went over into an evaluation.)
+        """
+        seen = _Seen(tensor, _died)
+        seen.address, seen.recorder = id(tensor), self._self
+        self._refs[seen.address] = seen, ref
         return ref
+
+    def forget(self, seen: _Seen) -> None:
+        """A tensor died."""
+        found = self._refs.get(seen.address)
+        if found is not None and found[0] is seen:
+            del self._refs[seen.address]
+
+    def _known_as(self, tensor: Any) -> Ref | None:
+        found = self._refs.get(id(tensor))
+        return found[1] if found is not None else None
 
     def known(self, tensor: Any) -> Known | None:
         """What a guarded tensor is, if it is known as one."""
-        found = self._refs.get(id(tensor))
+        found = self._known_as(tensor)
         return found if isinstance(found, Known) else None
 
     def adopt_tape(self, tape: Any) -> None:
@@ -122,7 +154,7 @@ class Recorder:
 
     def ref(self, tensor: Any) -> Ref:
         """Where a real tensor came from; a tensor not seen before is an external one (or a gradient's constant)."""
-        found = self._refs.get(id(tensor))
+        found = self._known_as(tensor)
         if found is not None:
             return found
         made: Ref
@@ -249,7 +281,7 @@ class Recorder:
             site=None,
             position=self.position,
             name=name,
-            values=tuple(outputs),
+            values=tuple(outputs) if kind is Kind.KNOWN else (),
             raws=raws or {},
         )
         if kind not in (
@@ -272,7 +304,6 @@ class Recorder:
             self.overrun = True
             self.trace = Trace()
             self._refs.clear()
-            self._keep.clear()
             self.on_overrun()
             return
         call.site = self._locate(sys._getframe(2))
@@ -313,7 +344,7 @@ class Recorder:
 
     def fetched(self, tensor: Any) -> None:
         """Python read the value of a real tensor."""
-        ref = self._refs.get(id(tensor))
+        ref = self._known_as(tensor)
         if self._inner is not None:
             # Gradient code, which co-execution never runs: what it reads must be guarded where the op got it.
             if isinstance(ref, (Known, Ext)) or (isinstance(ref, Local) and ref.position < self._first):

@@ -216,10 +216,6 @@ class TraceGraph:
             self._cuts(trace, call, node, previous)
             passage.passed(call, node)
             call.node = node
-            if call.kind is not Kind.KNOWN:
-                call.values = ()  # only a known op's results are needed again
-            for inner in call.inner:
-                inner.values = ()
             previous = node
         previous.ends += 1
         self._refresh()
