@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tracing import graph_of, hot_path, ops, trace, visit
 
 from terra_cx.tf.opdefs import Kind
-from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need
 from terra_cx.trace.tracegraph import TraceGraph
 
@@ -396,20 +395,13 @@ def test_the_same_external_tensor_twice_is_another_gradient_than_two_tensors():
         assert len(graph) == before
 
 
-# -- limits and keys -------------------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------------------------
 def test_a_graph_that_outgrows_its_limit_says_so():
     graph = TraceGraph(max_nodes=2)
     graph.merge(trace(lambda: tf.sin(tf.cos(X))))
     assert not graph.overgrown
     graph.merge(trace(lambda: tf.exp(X)))
     assert graph.overgrown
-
-
-def test_freeze_tells_apart_what_is_equal_and_differs():
-    assert freeze([1, [2.0, "a"]]) == freeze((1, (2.0, "a")))
-    assert len({freeze(1), freeze(1.0), freeze(True)}) == 3
-    assert hash(freeze(({"a": 1}, [1]))) == hash(freeze(({"a": 1}, [1])))
-    assert freeze(tf.float32) == freeze(tf.float32) != freeze(tf.float64)
 
 
 # -- any program -----------------------------------------------------------------------------------------------------
