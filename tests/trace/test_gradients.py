@@ -20,8 +20,8 @@ def test_a_gradient_is_known_under_wider_rules_without_another_trace():
     weight = tf.Variable(tf.eye(3))
 
     def region(choice):
-        first, second = tf.sin(X), tf.cos(X)
         with tf.GradientTape() as tape:
+            first, second = tf.sin(X), tf.cos(X)
             loss = tf.reduce_sum(tf.matmul(first if choice else second, weight))
         return tape.gradient(loss, weight)
 
