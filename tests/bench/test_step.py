@@ -75,3 +75,16 @@ def test_first_half(step):
 
 def test_peak_of_memory():
     assert 10 < _peak_mb() < 1e6
+
+
+def test_a_loop_that_does_not_end_is_ended():
+    """It counts steps in an attribute that `tf.function` sets once."""
+    step = Step("", False, most=3)
+    train_step = step(lambda: None)
+    for _ in range(3):
+        train_step()
+    with pytest.raises(SystemExit) as ended:
+        train_step()
+    assert ended.value.code == 0
+    assert step.endless
+    assert step.clock.count == 3

@@ -11,6 +11,7 @@ What `check.child` leaves is left here too, so that any two runs can be compared
 | `peak_mb` | the most memory that the process held, in MiB |
 | `threads` | `[intra, inter]` as TensorFlow has them; null if the program did not use it |
 | `limit_ms` | of the compiled graph alone; null if not known |
+| `endless` | whether the run was ended because it called the step function more often than the job's `most` |
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ class Step:
         wrap: `function` or `xla`, or empty for the function as it is.
         asynchronous: whether TensorFlow executes asynchronously: then everything is waited for after each ten steps, as
             otherwise a program that reads nothing would only be timed in issuing ops.
+        most: calls after which the program is ended, 0 for none. A loop that goes on until a counter of the step's
+            is full never ends where the counter only counts traces.
     """
 
-    def __init__(self, wrap: str, asynchronous: bool) -> None:
+    def __init__(self, wrap: str, asynchronous: bool, most: int = 0) -> None:
         self.clock = Clock(times=deque(maxlen=_MOST_STEPS))
         self.begin: float | None = None
+        self.endless = False
+        self._most = most
         self._wrap = wrap
         self._asynchronous = asynchronous
         self._depth = 0
@@ -67,6 +72,9 @@ class Step:
             call = wrapped[0]
             if self._depth or threading.get_ident() != self._thread:
                 return call(*args, **kwargs)
+            if self.clock.count == self._most > 0:
+                self.endless = True
+                raise SystemExit(0)
             self._depth = 1
             if self.begin is None:
                 self.begin = time.perf_counter()
@@ -107,7 +115,7 @@ class Benched(child.Observed):
         self._threads = job["threads"]
         self._begin = job["begin"]
         self._file = str(program.names.get("__file__", ""))
-        self._step = Step(self._mode["wrap"], self._mode["asynchronous"])
+        self._step = Step(self._mode["wrap"], self._mode["asynchronous"], job["most"])
         self._decorating = Decorating(job["name"], self._step)
         self._limit: Limit | None = None
 
@@ -155,6 +163,7 @@ class Benched(child.Observed):
             "first_seconds": first,
             "peak_mb": _peak_mb(),
             "threads": threads,
+            "endless": self._step.endless,
             # Last: it runs the program's effects again.
             "limit_ms": self._limit.milliseconds() if self._limit is not None else None,
         }

@@ -148,7 +148,8 @@ class Bench:
                     self._take(figures, truth, truth, anchor)
                 else:
                     place = folder / f"{mode.name}-{number}"
-                    self._take(figures, self._run(script, place, mode, anchor, started), truth, anchor)
+                    run = self._run(script, place, mode, anchor, started, calls)
+                    self._take(figures, run, truth, anchor)
                     shutil.rmtree(place)
         if made.figures["eager"].result != "identical":
             for figures in made.figures.values():
@@ -161,10 +162,21 @@ class Bench:
         return self.rounds * len(self.modes) + 1
 
     def _run(
-        self, script: Path, folder: Path, mode: Mode, anchor: str, started: Callable[[str], None]
+        self,
+        script: Path,
+        folder: Path,
+        mode: Mode,
+        anchor: str,
+        started: Callable[[str], None],
+        calls: int = 0,
     ) -> Run:
         started(mode.name)
-        more = {"name": self.step, "threads": self.threads, "mode": dataclasses.asdict(mode)}
+        more = {
+            "name": self.step,
+            "threads": self.threads,
+            "mode": dataclasses.asdict(mode),
+            "most": calls if mode.wrap else 0,
+        }
         settings = {"mode": mode.session}
         return self.runner.run(
             Job(str(script), self.arguments, settings, anchor if mode.session == "eager" else "", more),
@@ -180,6 +192,9 @@ class Bench:
             figures.result, figures.detail = "fails", f"it could not be observed: {run.end['failure']}"
             return
         result, detail = result_of(list(differences(truth, run, self.masks)), truth, run)
+        if _bench(run).get("endless"):
+            calls = _bench(truth)["calls"]
+            result, detail = "wrong", f"does not end: eager calls {self.step} {calls} times; {detail}"
         if _RANK.index(result) > _RANK.index(figures.result):
             figures.result, figures.detail = result, detail
         bench = _bench(run)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -341,6 +341,5 @@ def _same_rules(one: _Rules, other: _Rules) -> bool:
             == (b.need, b.node, b.out, b.share, b.turn, b.lag, b.dtype)
         ) and a.value is b.value
 
-    pairs: Callable[..., Any] = zip
     before, after = flat(one), flat(other)
-    return len(before) == len(after) and all(same(a, b) for a, b in pairs(before, after, strict=True))
+    return len(before) == len(after) and all(same(a, b) for a, b in zip(before, after, strict=True))

@@ -30,7 +30,7 @@ GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Node:
     """One op call (or ``tape.gradient`` call) of the program.
 
@@ -59,6 +59,9 @@ class Node:
     gap: float | None = None
     needed: set[int] = field(default_factory=set)
     """Outputs (n) and arguments (-1 - n) that a gradient of another block refers to; the region keeps them."""
+
+    def __repr__(self) -> str:
+        return f"<Node {self.id} {self.call.op} {self.line}>"  # not its fields: they lead through the whole graph
 
     def joins(self, nodes: Container[Node]) -> bool:
         """Whether something whose wiring varies may come from one of ``nodes``: they cannot be in one block with it."""
