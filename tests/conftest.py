@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import random
+import signal
 import sys
 
 # Read when TensorFlow is first imported, so before any test module is.
@@ -13,6 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TERRA_PACE"] = "overlapped"
 if not faulthandler.is_enabled():
     faulthandler.enable()
+# Whoever starts the tests in the background may have had it ignored, which is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
