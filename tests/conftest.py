@@ -14,12 +14,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TERRA_PACE"] = "overlapped"
 if not faulthandler.is_enabled():
     faulthandler.enable()
-# Whoever starts the tests in the background may have had it ignored, which is inherited.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Whoever starts the tests in the background may have had it ignored, which is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: nothing here asserts a time. No database: an example found once belongs into a test, not into a folder.
 settings.register_profile(
