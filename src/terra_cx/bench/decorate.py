@@ -12,11 +12,11 @@ import builtins
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any
 
-from terra_cx.observe.importer import UserCode
+from terra_cx.observe.importer import UserCode, finders_behind, spec_of
 
 __all__ = ["DECORATOR", "Decorating", "decorated"]
 
@@ -81,16 +81,10 @@ class Decorating(importlib.abc.MetaPathFinder):
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         """The spec that the finders behind this one find; a user module's loader gives decorated code."""
-        behind: Sequence[Any] = (
-            sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else ()
-        )
-        for finder in behind:
-            find = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find is not None else None
-            if spec is not None:
-                self._mark(spec)
-                return spec
-        return None
+        spec = spec_of(finders_behind(self), name, path, target)
+        if spec is not None:
+            self._mark(spec)
+        return spec
 
     def _mark(self, spec: importlib.machinery.ModuleSpec) -> None:
         loader: Any = spec.loader

@@ -24,7 +24,7 @@ from typing import Any
 
 from terra_cx.observe.anchors import AnchorTable, instrument
 
-__all__ = ["UserCode", "when_imported"]
+__all__ = ["UserCode", "finders_behind", "spec_of", "when_imported"]
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -121,16 +121,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         """The spec that the others find, its loader marked if the module is the user's."""
-        finders = list(sys.meta_path)
-        behind = finders[finders.index(self) + 1 :] if self in finders else []
-        for finder in behind:
-            # A finder of the old protocol, without find_spec, is asked by the import system after this one.
-            find = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find is not None else None
-            if spec is not None:
-                self._mark(spec)
-                return spec
-        return None
+        spec = spec_of(finders_behind(self), name, path, target)
+        if spec is not None:
+            self._mark(spec)
+        return spec
 
     def _mark(self, spec: importlib.machinery.ModuleSpec) -> None:
         loader: Any = spec.loader
@@ -167,6 +161,23 @@ class _Finder(importlib.abc.MetaPathFinder):
             return code
 
 
+def finders_behind(finder: Any) -> list[Any]:
+    """The finders behind ``finder`` on `sys.meta_path`; none if it is not there."""
+    finders: list[Any] = list(sys.meta_path)
+    return finders[finders.index(finder) + 1 :] if finder in finders else []
+
+
+def spec_of(finders: list[Any], name: str, path: Any, target: ModuleType | None) -> Any:
+    """The spec that the first of ``finders`` that knows the module finds, None if none does."""
+    for finder in finders:
+        # A finder of the old protocol, without find_spec, is asked by the import system after this one.
+        find = getattr(finder, "find_spec", None)
+        spec = find(name, path, target) if find is not None else None
+        if spec is not None:
+            return spec
+    return None
+
+
 def when_imported(name: str, hook: Callable[[ModuleType], None]) -> None:
     """Call `hook` with the module `name` right after its first import has executed it; at once if that has been."""
     if name in sys.modules:
@@ -186,15 +197,12 @@ class _Waiting(importlib.abc.MetaPathFinder):
         """The spec that the others find, if it is the module that is waited for."""
         if name != self._name or self not in sys.meta_path:
             return None
-        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        behind = finders_behind(self)
         sys.meta_path.remove(self)
-        for finder in behind:
-            find = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find is not None else None
-            if spec is not None:
-                spec.loader.exec_module = _telling(spec.loader.exec_module, self._hook)
-                return spec
-        return None
+        spec = spec_of(behind, name, path, target)
+        if spec is not None:
+            spec.loader.exec_module = _telling(spec.loader.exec_module, self._hook)
+        return spec
 
 
 def _telling(

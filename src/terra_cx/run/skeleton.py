@@ -232,8 +232,10 @@ class Skeleton(Taping):
 
     def _open_risk(self) -> bool:
         run = self.run
-        first = None if run is None or run.pos == 0 else run.block.first_fallible
-        return first is not None and first < run.block.steps[run.pos - 1].ops[1]  # type: ignore[union-attr]
+        if run is None or run.pos == 0:
+            return False
+        first = run.block.first_fallible
+        return first is not None and first < run.block.steps[run.pos - 1].ops[1]
 
     def barrier(self) -> None:
         """Errors of ops issued so far must surface here: wait if any of them can fail.

@@ -131,10 +131,10 @@ class Gradients:
         """The TraceGraph was emptied."""
         self._sources.clear()
 
-    def add(self, node: Node, place: Any, call: Call, passage: Passage) -> None:
+    def add(self, node: Node, place: Any, signature: Any, passage: Passage) -> None:
         """Write the rules of a new node, as the trace has them."""
         self._sources[node] = _Source(place, passage, len(passage.path))
-        _Writer(node, call, passage, self._rolled).write()
+        _Writer(node, passage, self._rolled).write(signature)
 
     def refresh(self) -> list[tuple[Node, Any, Any]]:
         """Bring all gradients up to date with the rules of the ops under their tapes.
@@ -149,10 +149,8 @@ class Gradients:
                 continue
             passage = source.passage
             rules = node.rules, node.inner_rules, node.results
-            node.signature = None
-            _Writer(node, node.call, passage, self._rolled).write()
-            if node.signature is None:
-                node.signature = signature_of(passage.path[: source.length], passage.events, node.call)
+            signature = signature_of(passage.path[: source.length], passage.events, node.call)
+            _Writer(node, passage, self._rolled).write(signature)
             if not _same_rules(rules, (node.rules, node.inner_rules, node.results)):
                 node.rev += 1
             changed.append((node, source.place, before))
@@ -223,9 +221,9 @@ def same_constants(one: Call, other: Call) -> bool:
 class _Writer:
     """Writes the rules of one gradient node: of what it is asked, of the ops inside it, and of its results."""
 
-    def __init__(self, node: Node, call: Call, passage: Passage, rolled: Collection[int]) -> None:
+    def __init__(self, node: Node, passage: Passage, rolled: Collection[int]) -> None:
         self.node = node
-        self.call = call
+        self.call = call = node.call
         self.passage = passage
         self.start = passage.tape_start(call)
         self._loops = rolled
@@ -236,18 +234,14 @@ class _Writer:
             self._bases[inner.position] = base
             base += len(inner.outputs)
 
-    def write(self) -> None:
-        """Do it. A gradient that cannot be taken over gets a signature that says so."""
+    def write(self, signature: Any) -> None:
+        """Do it. A gradient that cannot be taken over gets a signature that says so, not the one given."""
         node, call = self.node, self.call
         node.rules = [
-            rule_of(ref, spec, self.passage.producer, self.passage.uses, (node, index, 0))
+            self._rule(ref, spec, (node, index, 0))
             for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True))
         ]
-        for index, ref in enumerate(call.inputs):
-            if not isinstance(ref, Resource):
-                before = node.signature
-                node.rules[index] = self._rule(ref, call.input_specs[index], (node, index, 0))
-                node.signature = before  # which tensors are asked for is part of the signature
+        node.signature = signature  # only now: which tensors are asked for is part of it
         for ref in call.reads:
             origin = ref.origin if isinstance(ref, Known) else ref
             if not any(

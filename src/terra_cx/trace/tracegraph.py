@@ -189,29 +189,15 @@ class TraceGraph:
         previous = self.root
         for call, key in zip(trace.calls, self._keys.of(trace.calls), strict=True):
             node = call.node
-            if call.kind is Kind.GRADIENT and node is None:
-                self._refresh()
-                signature = signature_of(passage.path, trace.events, call)
-                node = self._nodes.get((key.base, signature))
-                if node is None:
-                    node = self._add(key.base, signature, call, passage)
-                    self.gradients.add(node, key.base, call, passage)
-                    node.signature = node.signature or signature
-                    result.nodes += 1
-            if node is None:
-                node = self._find(previous, key)
-            if node is None:
-                node = self._add(key.base, key.context, call, passage)
-                result.nodes += 1
-            elif call.node is None:
-                if call.kind is Kind.GRADIENT and not same_constants(node.call, call):
-                    node.signature = ("unmatched", id(call))  # its code decides by something nobody sees
-                result.widened += self._widen(node, call, passage)
-            else:
+            if node is not None:
                 # Validated before the region diverged: its rules hold; only first uses must be known.
                 for index, ref in enumerate(call.inputs):
                     if isinstance(ref, Ext):
                         passage.uses.setdefault(ref.number, (node, index, passage.turns[node]))
+            elif call.kind is Kind.GRADIENT:
+                node = self._gradient(key.base, call, passage, result)
+            else:
+                node = self._op(previous, key, call, passage, result)
             if node not in previous.succ:
                 previous.succ[node] = 0
                 result.edges += 1
@@ -226,6 +212,33 @@ class TraceGraph:
             self.version += 1
         return result
 
+    def _op(self, previous: Node, key: Key, call: Call, passage: Passage, result: MergeResult) -> Node:
+        node = self._find(previous, key)
+        if node is not None:
+            result.widened += self._widen(node, call, passage)
+            return node
+        node = self._add(key.base, key.context, call)
+        node.rules = [
+            rule_of(ref, spec, passage.producer, passage.uses, (node, index, 0))
+            for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True))
+        ]
+        for index, raw in call.raws.items():
+            node.rules[index].raw = raw
+        result.nodes += 1
+        return node
+
+    def _gradient(self, place: Any, call: Call, passage: Passage, result: MergeResult) -> Node:
+        self._refresh()
+        signature = signature_of(passage.path, passage.events, call)
+        node = self._nodes.get((place, signature))
+        if node is None:
+            node = self._add(place, signature, call)
+            self.gradients.add(node, place, signature, passage)
+            result.nodes += 1
+        elif not same_constants(node.call, call):
+            node.signature = ("unmatched", id(call))  # its code decides by something nobody sees
+        return node
+
     def _find(self, previous: Node, key: Key) -> Node | None:
         """The node for a key: the one of its context, or the one to which a way leads already."""
         return self._nodes.get(key) or next((node for node in previous.succ if node.base == key.base), None)
@@ -237,23 +250,17 @@ class TraceGraph:
             self._nodes.setdefault((place, node.signature), node)
             self.version += 1
 
-    def _add(self, base: Any, context: Any, call: Call, passage: Passage) -> Node:
+    def _add(self, base: Any, context: Any, call: Call) -> Node:
         node = Node(len(self._order), call, base)
         self._nodes[base, context] = node
         self._order.append(node)
-        node.rules = [
-            rule_of(ref, spec, passage.producer, passage.uses, (node, index, 0))
-            for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True))
-        ]
-        for index, raw in call.raws.items():
-            node.rules[index].raw = raw
         if call.kind is Kind.OWNER:
             node.cut_before = node.cut_after = "owner"
         return node
 
     def _widen(self, node: Node, call: Call, passage: Passage) -> int:
-        if node.kind in (Kind.OWNER, Kind.SOURCE, Kind.GRADIENT):
-            return 0  # the owner's ops are free; a gradient is found by its signature
+        if node.kind in (Kind.OWNER, Kind.SOURCE):
+            return 0  # the owner's ops are free
         widened = joined = 0
         for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True)):
             use = (node, index, passage.turns[node])
