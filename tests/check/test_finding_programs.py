@@ -2,7 +2,7 @@
 
 import pytest
 
-from terra_cx.check.programs import NoProgramError, find, names
+from terra_cx.check.programs import NoProgramError, find, listed
 
 HELPER = "import argparse\nLIMIT = 3\ndef parse():\n    print('no')\nclass A: pass\n"
 GUARD = "def main(): ...\nif __name__ == '__main__':\n    main()\n"
@@ -82,7 +82,19 @@ def test_no_program(folder, tmp_path):
         find(type(tmp_path)("/dev/null"))
 
 
-def test_names_are_relative_below_the_working_directory(tmp_path, monkeypatch):
+def test_programs_are_listed_once_named_from_the_working_directory(folder, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert names([tmp_path / "here" / "a.py", tmp_path / "b.py"]) == ["a.py", str(tmp_path / "b.py")]
+    for place in ("here/a.py", "b.py"):
+        (tmp_path / place).write_text(GUARD)
+    found = listed([tmp_path / "here", tmp_path / "here" / "a.py", tmp_path / "b.py"])
+    assert [each.name for each in found] == ["a.py", str(tmp_path / "b.py")]
+    assert not any(each.problem for each in found)
+
+
+def test_a_path_without_a_program_is_listed_with_its_problem(folder, tmp_path):
+    path = folder(a=GUARD) / "a.py"
+    missing, present = listed([tmp_path / "missing", path])
+    assert "no such file or folder" in missing.problem
+    assert present.script == path
+    assert not present.problem

@@ -9,14 +9,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from terra_cx import config
 from terra_cx.bench import output, plot
 from terra_cx.bench.measure import Bench, Measurement
 from terra_cx.bench.modes import MODES, Mode
 from terra_cx.check import programs
 from terra_cx.check.runs import Runner
 from terra_cx.check.terminal import console_for, progress, stoppable
-from terra_cx.check.words import pattern, split_words, whole
+from terra_cx.check.words import common, parse, whole
 from terra_cx.errors import UsageError
 from terra_cx.report import files
 
@@ -33,18 +32,13 @@ the first of 1 5 8 9. What tf.function makes of a program is told and does not c
 
 def main(words: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    words, arguments = split_words(words)
     parser = _parser()
-    options = parser.parse_args(words)
-    if options.steps is not None:
-        arguments = ("--steps", str(options.steps), *arguments)
-    try:
-        if config.load().disable:
-            parser.error("terra-cx is turned off here; unset TERRA_DISABLE")
-        if options.plot is not None:
+    options, arguments = parse(parser, words)
+    if options.plot is not None:
+        try:
             plot.require()
-    except UsageError as error:
-        parser.error(str(error))
+        except UsageError as error:
+            parser.error(str(error))
     return _Command(options, arguments).run()
 
 
@@ -95,16 +89,10 @@ class _Command:
         return UNWRITABLE if self._files.failed else 0
 
     def _find(self) -> list[Measurement]:
-        found: dict[Path, Measurement] = {}
-        for path in self._options.paths:
-            try:
-                scripts = programs.find(path)
-            except programs.NoProgramError as error:
-                found[path] = Measurement(str(path), path, failure=str(error), unreadable=True)
-                continue
-            for script, name in zip(scripts, programs.names(scripts), strict=True):
-                found.setdefault(script.resolve(), Measurement(name, script))
-        return list(found.values())
+        return [
+            Measurement(found.name, found.script, failure=found.problem, unreadable=bool(found.problem))
+            for found in programs.listed(self._options.paths)
+        ]
 
 
 def _is_wrong(one: Measurement) -> bool:
@@ -141,16 +129,11 @@ def _modes(word: str) -> list[Mode]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="terra-cx bench",
-        usage="terra-cx bench [options] PATH... [-- ARGUMENTS]",
-        description="Times each program in several modes, each run in a process of its own, the modes in turns, and "
-        "compares what they compute with plain eager. ARGUMENTS go to every program.",
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="a script, or a folder of scripts"
+    parser = common(
+        "bench",
+        "Times each program in several modes, each run in a process of its own, the modes in turns, and compares what "
+        "they compute with plain eager.",
+        _EPILOG,
     )
     parser.add_argument(
         "--modes",
@@ -168,30 +151,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the function that is one step: timed, and wrapped by function and xla (default: train_step)",
     )
-    parser.add_argument("--steps", type=whole, metavar="N", help="give --steps N to every program")
     parser.add_argument(
         "--threads",
         type=whole,
         metavar="N",
         help="TensorFlow's threads within ops and between (default: CPUs)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw a bar chart as SVG (needs matplotlib)"
-    )
-    parser.add_argument(
-        "--mask",
-        action="append",
-        default=[],
-        type=pattern,
-        metavar="REGEX",
-        help="what matches in the standard output is not compared",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=whole,
-        default=3600,
-        metavar="SECONDS",
-        help="kill a run that takes longer (default: 3600)",
     )
     return parser

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from terra_cx import config
 from terra_cx.check import baseline, junit, output, programs
 from terra_cx.check.examination import RUNS, Examination
 from terra_cx.check.runs import Runner
 from terra_cx.check.terminal import console_for, progress, stoppable
 from terra_cx.check.verdict import Gates, Outcome, Verdict, exit_status
-from terra_cx.check.words import factor, pattern, percent, split_words, whole
-from terra_cx.errors import ConfigError
+from terra_cx.check.words import common, factor, parse, percent, whole
 from terra_cx.report import files
 
 __all__ = ["main"]
@@ -32,21 +30,13 @@ exit status: 0 every program identical and co-executed; 1 a difference; 2 wrong 
 
 def main(words: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    words, arguments = split_words(words)
     parser = _parser()
-    options = parser.parse_args(words)
-    if options.steps is not None:
-        arguments = ("--steps", str(options.steps), *arguments)
+    options, arguments = parse(parser, words)
     timed = options.fail_under_speedup or options.max_regression or options.write_baseline
     if options.jobs > 1 and timed:
         parser.error("programs that run side by side cannot be timed; leave --jobs out where speed is judged")
     if options.max_regression is not None and options.baseline is None:
         parser.error("--max-regression needs a --baseline to compare with")
-    try:
-        if config.load().disable:
-            parser.error("terra-cx is turned off here, so there is nothing to check; unset TERRA_DISABLE")
-    except ConfigError as error:
-        parser.error(str(error))
     return _Check(options, arguments).run()
 
 
@@ -94,16 +84,8 @@ class _Check:
 
     def _find(self) -> list[Verdict]:
         """A verdict, still open, per program."""
-        found: dict[Path, Verdict] = {}
-        for path in self._options.paths:
-            try:
-                scripts = programs.find(path)
-            except programs.NoProgramError as error:
-                found[path] = Verdict(str(path), path).blame(Outcome.UNREADABLE, str(error))
-                continue
-            for script, name in zip(scripts, programs.names(scripts), strict=True):
-                found.setdefault(script.resolve(), Verdict(name, script))
-        return list(found.values())
+        found = [(Verdict(p.name, p.script), p.problem) for p in programs.listed(self._options.paths)]
+        return [v.blame(Outcome.UNREADABLE, problem) if problem else v for v, problem in found]
 
     def _baseline(self) -> dict[str, float]:
         if self._options.baseline is None:
@@ -143,20 +125,12 @@ def _examine(examination: Examination, verdicts: Sequence[Verdict], folder: Path
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="terra-cx check",
-        usage="terra-cx check [options] PATH... [-- ARGUMENTS]",
-        description="Runs each program in plain eager, co-executed, and in eager again, and compares bit for bit every "
-        "value that reached Python, the standard output, the final variables and the random generators. "
-        "ARGUMENTS go to every program.",
-        epilog=_EPILOG,
-        allow_abbrev=False,
+    parser = common(
+        "check",
+        "Runs each program in plain eager, co-executed, and in eager again, and compares bit for bit every value that "
+        "reached Python, the standard output, the final variables and the random generators.",
+        _EPILOG,
     )
-    parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="a script, or a folder of scripts"
-    )
-    parser.add_argument("--steps", type=whole, metavar="N", help="give --steps N to every program")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML for a CI system")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="step-time ratios to compare with")
     parser.add_argument("--write-baseline", type=Path, metavar="FILE", help="write such ratios")
@@ -172,20 +146,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fail-on", action="append", default=[], choices=("fallback",), help="fail where a program fell back"
     )
-    parser.add_argument(
-        "--mask",
-        action="append",
-        default=[],
-        type=pattern,
-        metavar="REGEX",
-        help="what matches in the standard output is not compared (a time, a date)",
-    )
     parser.add_argument("--jobs", type=whole, default=1, metavar="N", help="programs at a time (default: 1)")
-    parser.add_argument(
-        "--timeout",
-        type=whole,
-        default=3600,
-        metavar="SECONDS",
-        help="kill a run that takes longer (default: 3600)",
-    )
     return parser

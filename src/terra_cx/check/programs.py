@@ -16,7 +16,7 @@ from pathlib import Path
 
 from terra_cx.errors import UsageError
 
-__all__ = ["NoProgramError", "find"]
+__all__ = ["NoProgramError", "Program", "find", "listed"]
 
 _NEVER = ("conftest.py", "setup.py", "__init__.py")
 
@@ -57,10 +57,31 @@ def find(path: Path) -> list[Path]:
     return found
 
 
-def names(scripts: Sequence[Path]) -> list[str]:
-    """A name for each script: its path relative to the working directory if it is below it."""
-    relative = [os.path.relpath(script) for script in scripts]
-    return [str(s) if r.startswith("..") else r for s, r in zip(scripts, relative, strict=True)]
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program to be run: what it is called in reports, its file, and why there is none, if so."""
+
+    name: str
+    script: Path
+    problem: str = ""
+
+
+def listed(paths: Sequence[Path]) -> list[Program]:
+    """The programs that all paths stand for, each once, in the order given; a path without one is listed too."""
+    found: dict[Path, Program] = {}
+    for path in paths:
+        try:
+            for script in find(path):
+                found.setdefault(script.resolve(), Program(_name(script), script))
+        except NoProgramError as error:
+            found[path] = Program(str(path), path, str(error))
+    return list(found.values())
+
+
+def _name(script: Path) -> str:
+    """Its path relative to the working directory if it is below it."""
+    relative = os.path.relpath(script)
+    return str(script) if relative.startswith("..") else relative
 
 
 @dataclass(frozen=True, slots=True)

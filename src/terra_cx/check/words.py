@@ -8,16 +8,65 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["factor", "pattern", "percent", "split_words", "whole"]
+from terra_cx import config
+from terra_cx.errors import UsageError
+
+__all__ = ["common", "factor", "parse", "pattern", "percent", "whole"]
 
 
-def split_words(words: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Our words, and those behind the first `--`, which are the programs'."""
-    if "--" not in words:
-        return list(words), ()
-    at = list(words).index("--")
-    return list(words[:at]), tuple(words[at + 1 :])
+def common(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """The parser of a command that runs programs, with the options that all such commands have."""
+    parser = argparse.ArgumentParser(
+        prog=f"terra-cx {name}",
+        usage=f"terra-cx {name} [options] PATH... [-- ARGUMENTS]",
+        description=f"{description} ARGUMENTS go to every program.",
+        epilog=epilog,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", type=Path, metavar="PATH", help="a script, or a folder of scripts")
+    add("--steps", type=whole, metavar="N", help="give --steps N to every program")
+    add("--json", type=Path, metavar="FILE", help="write all that was found")
+    add(
+        "--mask",
+        action="append",
+        default=[],
+        type=pattern,
+        metavar="REGEX",
+        help="what matches in the standard output is not compared (a time, a date)",
+    )
+    add(
+        "--timeout",
+        type=whole,
+        default=3600,
+        metavar="SECONDS",
+        help="kill a run that takes longer (default: 3600)",
+    )
+    return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser, words: Sequence[str]
+) -> tuple[argparse.Namespace, tuple[str, ...]]:
+    """The options, and the programs' arguments: the words behind the first `--`, with `--steps` before them.
+
+    Ends the process with status 2 where the words or the settings are wrong, or terra-cx is turned off.
+    """
+    words = list(words)
+    at = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:at])
+    arguments = tuple(words[at + 1 :])
+    if options.steps is not None:
+        arguments = ("--steps", str(options.steps), *arguments)
+    try:
+        disabled = config.load().disable
+    except UsageError as error:
+        parser.error(str(error))
+    if disabled:
+        parser.error("terra-cx is turned off here, so there is nothing to run; unset TERRA_DISABLE")
+    return options, arguments
 
 
 def whole(word: str) -> int:
