@@ -55,7 +55,7 @@ matrix: $(INSTALLED) ## the quick tests under every supported Python and TensorF
 	$(BIN)/python tools/matrix.py $(ARGS)
 
 bench: $(INSTALLED) ## step times of the programs at small scale, in every mode
-	$(BIN)/terra-cx bench programs --steps 100 $(ARGS) -- --scale small
+	$(BIN)/terra-cx bench programs --steps 150 $(ARGS) -- --scale small
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) .matrix build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
