@@ -231,3 +231,39 @@ def test_steps_of_several_lengths_keep_their_blocks_whole():
     (anchor,) = report["anchors"]
     assert anchor["blocks"] <= 4 * len(lengths)
     assert sum(f["count"] for f in report["fallbacks"] if f["reason"] == "new-gradient") <= 2 * len(lengths)
+
+
+@pytest.mark.parametrize("read_late", [False, True])
+def test_a_penalty_on_a_gradient(read_late):
+    """Three faults at once: the outer gradient's code reads shapes that the inner one computed; the update that ends
+    just before the tape counted as under it; after a divergence the inner gradient's tensors were constants."""
+
+    def program(see):
+        rng = np.random.default_rng(3)
+        hidden, bias, last = variable(4, 6), variable(6), variable(6, 1)
+        weights = [hidden, bias, last]
+
+        def score(x):
+            return tf.nn.leaky_relu(x @ hidden + bias) @ last
+
+        def update(gradients):
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.assign_sub(0.01 * gradient)
+
+        for step in range(STEPS):
+            for _ in range(2):
+                x = rows(rng, 8, 4)
+                with tf.GradientTape() as tape:
+                    mixed = tf.constant(x) * tf.random.uniform([8, 1])
+                    with tf.GradientTape() as inner:
+                        inner.watch(mixed)
+                        made = score(mixed)
+                    norm = tf.norm(inner.gradient(made, mixed) + 1e-12, axis=1)
+                    if read_late and step % 7 == 6:
+                        norm = 2.0 * norm
+                    loss = tf.reduce_mean((norm - 1) ** 2) + tf.reduce_mean(score(x))
+                update(tape.gradient(loss, weights))
+            see(loss)
+        return weights
+
+    both_ways(program, co_executed=30, fallbacks=6)

@@ -32,7 +32,7 @@ from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.tf.native import REAL, record_gradient
 from terra_cx.tf.opdefs import Kind
-from terra_cx.tf.slots import Slot
+from terra_cx.tf.slots import Slot, Spec
 from terra_cx.trace.recorder import Recorder
 from terra_cx.trace.records import Call, Captured, Known, Local, Ref, Resource, TapeEvent
 
@@ -198,8 +198,11 @@ class _Replay:
 
     @staticmethod
     def _settle(run: BlockRun, flat: int, value: Any) -> None:
-        slot = run.slots[flat] if flat < len(run.slots) else None
-        if slot is not None:
+        if flat < len(run.slots):
+            slot = run.slots[flat]
+            if slot is None:
+                # Made inside a gradient: the tape knows it now, and a gradient of higher order will mention it.
+                slot = run.slots[flat] = Slot(Spec(value._datatype_enum(), value._shape_tuple()), run, flat)
             slot.value = value
 
 
@@ -247,16 +250,17 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
                     recorder.adopt(value, Known(value, Local(run.start + step.position, out)))
     for tape in log.tapes:
         recorder.adopt_tape(tape)
-    events: list[tuple[int, TapeEvent]] = []
+    events = recorder.trace.events
     for event in log.events:
-        ref = ref_of(event.args) if event.what == "watch" else None
-        events.append((event.position, TapeEvent(event.position, event.what, event.tape, ref, event.detail)))
-    events.extend((p, TapeEvent(p, "access", ref=Resource(handle))) for p, handle in log.accesses)
-    events.sort(key=lambda pair: pair[0])
-    recorder.trace.events.extend(event for _, event in events)
+        ref: Ref | None = None
+        if event.what == "watch":
+            ref = ref_of(event.args)
+        elif event.what == "access":
+            ref = Resource(event.args)
+        events.append(TapeEvent(event.position, event.what, event.tape, ref, event.detail))
     for call in recorder.trace.calls:
         if call.kind is Kind.GRADIENT:
-            call.events = sum(position <= call.position for position, _ in events)
+            call.events = sum(event.position <= call.position for event in events)
     recorder.position = log.position
 
 

@@ -43,7 +43,7 @@ class RegionLog:
     ``bound`` maps (node, output, execution) to the slot or tensor that later gradients may ask for.
     """
 
-    __slots__ = ("accesses", "bound", "consumed", "events", "number", "position", "runs", "tapes", "turns")
+    __slots__ = ("bound", "consumed", "events", "number", "position", "runs", "tapes", "turns")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -51,7 +51,6 @@ class RegionLog:
         self.events: list[Event] = []
         self.tapes: list[Any] = []
         self.consumed: set[int] = set()
-        self.accesses: list[tuple[int, Any]] = []
         self.bound: dict[tuple[Any, int, int], Any] = {}
         self.turns: dict[Any, int] = {}
         self.position = 0

@@ -39,8 +39,8 @@ def signature_of(known: dict[Any, Any], log: RegionLog, tape: int, asked: list[A
     """
     start = log.created(tape)
     base = next(index for index, event in enumerate(log.events) if event.what == "new" and event.tape == tape)
-    events = log.events[base:]
-    accesses = [id(handle) for position, handle in log.accesses if position >= start]
+    events = [event for event in log.events[base:] if event.what != "access"]
+    accesses = [id(event.args) for event in log.events[base:] if event.what == "access"]
     runs = [run for run in log.runs if run.position > start]
     numbers = {id(run): number for number, run in enumerate(runs)}
     names: dict[int, int] = {}

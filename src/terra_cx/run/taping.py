@@ -150,7 +150,7 @@ class Taping(ABC):
     def variable_accessed(self, variable: Any) -> Any:
         """``TFE_Py_TapeVariableAccessed``: the native tape watches the variable, as in eager."""
         if self._mine() and self.log.tapes:
-            self.log.accesses.append((self._position(), variable.handle))
+            self._event("access", args=variable.handle)
         return REAL["TFE_Py_TapeVariableAccessed"](variable)
 
     # -- gradients -----------------------------------------------------------------------------------------------

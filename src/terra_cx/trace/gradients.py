@@ -17,7 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Call, Captured, Const, Ext, Known, Local, Ref, Resource, TapeEvent
 from terra_cx.trace.rules import Need, Rule, Uses, rule_of, same_known
@@ -244,9 +244,10 @@ class _Writer:
         node.signature = signature  # only now: which tensors are asked for is part of it
         for ref in call.reads:
             origin = ref.origin if isinstance(ref, Known) else ref
-            if not any(
+            guarded = any(
                 user.rules[index].need in (Need.KNOWN, Need.CONST) for user, index, _ in self._users(origin)
-            ):
+            )
+            if not guarded and not self._is_fixed(origin):
                 self._unmatched()  # its code may decide otherwise on another value
         number = len(node.rules)
         node.inner_rules = []
@@ -276,6 +277,13 @@ class _Writer:
 
     def _users(self, ref: Any) -> list[tuple[Node, int, int]]:
         return self.passage.under_tape(ref, self.start, self.call.position)
+
+    def _is_fixed(self, ref: Ref) -> bool:
+        """Whether a gradient under the tape computed it, from nothing that may change: a shape of its own ops, say."""
+        if not isinstance(ref, Local) or ref.position < self.start:
+            return False
+        node, out, _ = self.passage.producer(ref)
+        return node.kind is Kind.GRADIENT and _is_constant(node, out)
 
     def _in_rolled_loop(self, node: Node) -> bool:
         return any(loop in self._loops for loop, _ in node.call.site.loops)
@@ -314,6 +322,24 @@ class _Writer:
                 return Rule(Need.SHARED, spec, share=(user, index), turn=turn)
             self._unmatched()  # nothing under the tape used it: how it came about would have to be in the signature
         return rule_of(ref, spec, self._source, uses, use)
+
+
+def _is_constant(gradient: Node, out: int) -> bool:
+    """Whether an op inside a gradient gives the same in every execution of that gradient."""
+    for inner, rules in zip(gradient.call.inner, gradient.inner_rules, strict=True):
+        if out < len(inner.outputs):
+            return inner.kind is Kind.PURE and (
+                inner.op in SHAPE_OPS
+                or all(
+                    rule.need in (Need.KNOWN, Need.CONST, Need.CAPTURED)
+                    or (
+                        rule.need is Need.LOCAL and rule.node is gradient and _is_constant(gradient, rule.out)
+                    )
+                    for rule in rules
+                )
+            )
+        out -= len(inner.outputs)
+    return False
 
 
 _Rules = tuple[list[Rule], list[list[Rule]], tuple[Any, ...]]
