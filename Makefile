@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format types check check-all matrix bench clean
+.PHONY: help venv demo test fuzz lint format types check check-all matrix bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(INSTALLED) ## one program under terra-run and in plain eager: step times
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAMS=n
+	TERRA_FUZZ=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz --timeout 0 $(ARGS)
 
 lint: $(INSTALLED) ## check style and format with ruff
 	$(BIN)/ruff check .

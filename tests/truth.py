@@ -72,6 +72,7 @@ def both_ways(
     *,
     co_executed: int = 5,
     fallbacks: int | None = None,
+    failures: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Compare a program with itself.
@@ -80,6 +81,7 @@ def both_ways(
         program: called with ``see``; contains its own step loop.
         co_executed: how many regions must have been co-executed at least.
         fallbacks: how many fallbacks are expected at most; None: any number.
+        failures: whether terra-cx itself is made to fail.
         settings: for `terra_cx.co_execute`.
 
     Returns:
@@ -88,7 +90,7 @@ def both_ways(
     eager = run_once(program, None)
     co = run_once(program, settings)
     report = co.report
-    assert report["internal_errors"] == 0, report
+    assert bool(report["internal_errors"]) is failures, report
     assert co.error == eager.error, (co.error, eager.error)
     for step, (a, b) in enumerate(zip(eager.seen, co.seen, strict=False)):
         assert a == b, f"value {step} differs"

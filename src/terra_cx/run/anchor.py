@@ -12,6 +12,7 @@ from typing import Any
 
 from terra_cx.compile.blocks import Block, build_block
 from terra_cx.compile.lowering import lower
+from terra_cx.reasons import Reason
 from terra_cx.run.pace import Manner, Pace
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
@@ -37,7 +38,7 @@ class Stage(Enum):
 class Fallback:
     """One kind of fallback: reason id, the user's line, what differed, how often, how long."""
 
-    reason: str
+    reason: Reason
     line: str
     detail: str
     count: int = 0
@@ -58,9 +59,11 @@ class ActiveAnchor:
     stage: Stage = Stage.TRACING
     settled: int = 0
     unsettled: int = 0
+    outgrown: int = 0
+    """Traced regions in a row that had more ops than may be traced."""
     given_up: str | None = None
     regions: Counter[str] = field(default_factory=Counter)
-    fallbacks: dict[tuple[str, str], Fallback] = field(default_factory=dict)
+    fallbacks: dict[tuple[Reason, str], Fallback] = field(default_factory=dict)
     eager_times: list[float] = field(default_factory=list)
     pace: Pace = field(default_factory=Pace)
     co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
@@ -96,6 +99,7 @@ class ActiveAnchor:
     def traced(self, changed: bool) -> None:
         """A traced region was merged; decide whether the graph is stable."""
         self.regions["traced"] += 1
+        self.outgrown = 0
         if changed:
             self.settled = 0
             self.unsettled += 1
@@ -106,7 +110,14 @@ class ActiveAnchor:
             self.stage = Stage.CO
             self._prepare()
         elif self.unsettled >= MAX_UNSETTLED:
-            self.give_up(f"unsettled: {self.unsettled} traced regions in a row each did something new")
+            self.give_up(Reason.UNSETTLED, f"{self.unsettled} traced regions in a row each did something new")
+
+    def outgrew(self) -> None:
+        """A traced region had too many ops. Once may be an evaluation within; twice in a row it is the step."""
+        self.regions["traced"] += 1
+        self.outgrown += 1
+        if self.outgrown == 2:
+            self.give_up(Reason.GRAPH_TOO_LARGE, f"more than {self.graph.max_nodes} ops in a step")
 
     def _prepare(self) -> None:
         """Build the blocks of the hot path now: a gradient's block tells earlier ones what it will need of them."""
@@ -125,7 +136,9 @@ class ActiveAnchor:
         tried = self.regions["co_executed"] + self.regions["diverged"]
         if tried >= _PATIENCE and sum(self._recent) < _WINDOW // 2:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
-            self.give_up(f"diverges: {_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})")
+            self.give_up(
+                Reason.DIVERGES, f"{_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})"
+            )
 
     def paced(self, seconds: float, disturbed: bool) -> None:
         """A region took so long in the manner that `pace` had asked for; give up what does not pay."""
@@ -135,7 +148,7 @@ class ActiveAnchor:
                 self.pace.ms(Manner.EAGER),
                 min(self.pace.ms(Manner.OVERLAPPED), self.pace.ms(Manner.TURNS)),
             )
-            self.give_up(f"does-not-pay: {co:.3g} ms co-executed, {eager:.3g} ms in eager")
+            self.give_up(Reason.DOES_NOT_PAY, f"{co:.3g} ms co-executed, {eager:.3g} ms in eager")
 
     def retrace(self) -> None:
         """The TraceGraph was emptied: learn it again."""
@@ -143,7 +156,7 @@ class ActiveAnchor:
         self.settled = 0
         self.forget_blocks()
 
-    def fell_back(self, reason: str, line: str, detail: str) -> Fallback:
+    def fell_back(self, reason: Reason, line: str, detail: str) -> Fallback:
         """Count a fallback."""
         found = self.fallbacks.get((reason, line))
         if found is None:
@@ -151,10 +164,10 @@ class ActiveAnchor:
         found.count += 1
         return found
 
-    def give_up(self, reason: str) -> None:
+    def give_up(self, reason: Reason, detail: str) -> None:
         """Go back to plain eager for good."""
         self.stage = Stage.GIVEN_UP
-        self.given_up = reason
+        self.given_up = f"{reason}: {detail}"
         self.forget_blocks()
 
     def step_ms(self) -> tuple[float | None, float | None]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from terra_cx.config import Options
+from terra_cx.reasons import Reason
 from terra_cx.run.anchor import ActiveAnchor, Stage
 from terra_cx.run.fallback import prefix, rebuild, recover
 from terra_cx.run.graph_runner import GraphRunner
@@ -274,19 +275,22 @@ class Conductor:
             self._fallback = self.diverged_at = None
         trace = recorder.trace
         if recorder.overrun:
-            anchor.co_executed(seconds, False)
+            if diverged:
+                anchor.co_executed(seconds, False)
+            else:
+                anchor.outgrew()
             return
         if trace.refused is not None:
             reason, detail = trace.refused
             anchor.fell_back(reason, anchor.line, detail)
             anchor.regions["traced"] += 1
-            anchor.give_up(f"{reason}: {detail}")
+            anchor.give_up(reason, detail)
             return
         result = anchor.graph.merge(trace)
         if result.reset:
             anchor.retrace()
         if anchor.graph.overgrown:
-            anchor.give_up(f"graph-too-large: more than {anchor.graph.max_nodes} nodes")
+            anchor.give_up(Reason.GRAPH_TOO_LARGE, f"more than {anchor.graph.max_nodes} nodes")
         elif diverged:
             anchor.co_executed(seconds, False)
             if anchor.stage is Stage.CO:
@@ -342,7 +346,7 @@ class Conductor:
                 self.boundary.use(self.boundary.passive)
         for anchor in self.anchors.values():
             if anchor.stage is not Stage.GIVEN_UP:
-                anchor.give_up("internal error of terra-cx")
+                anchor.give_up(Reason.INTERNAL_ERROR, "terra-cx failed, see above")
 
     def flush(self) -> None:
         """The program pauses or ends: run what is pending and wait for the runner.

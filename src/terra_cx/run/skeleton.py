@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from terra_cx.compile.blocks import LIST, LOCAL, Block, Step, free_attrs
+from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun, Draw, Frozen, State
 from terra_cx.run.checks import admits, attr_difference, bindings, difference
 from terra_cx.run.handover import Handover
@@ -69,9 +70,9 @@ _SLOT_BASE = _measure_base()
 
 
 class Diverge(Exception):
-    """The TraceGraph does not hold what Python does; ``reason`` is an id, ``detail`` says it in words."""
+    """The TraceGraph does not hold what Python does; ``detail`` says it in words."""
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
@@ -303,7 +304,7 @@ class Skeleton(Taping):
         if self.busy or get_ident() != self.owner:
             return self.foreign(op, lambda a: _fast(ctx, op, name, *a), args)
         if self.scoped and native.context().device_name:
-            return self.diverge("device-scope", f"{op} is placed by a device scope").fast(
+            return self.diverge(Reason.DEVICE_SCOPE, f"{op} is placed by a device scope").fast(
                 ctx, op, name, *resolve_all(args)
             )
         step = self.step
@@ -345,7 +346,7 @@ class Skeleton(Taping):
             raise FallbackException("terra-cx: the program is known to take the slow path here")
         found = self.validated(op, "F", args, name)
         if isinstance(found, Diverge):
-            if found.reason != "internal-error" and any(
+            if found.reason != Reason.INTERNAL_ERROR and any(
                 node.call.op == op and node.call.form == "E" for node in self.here().succ
             ):
                 raise FallbackException("terra-cx: the program is known to take the slow path here")
@@ -360,7 +361,7 @@ class Skeleton(Taping):
                 text, lambda a: _execute(handle, device, op, a[0], attrs, outputs), (list(inputs),)
             )
         if self.scoped and native.context().device_name:
-            return self.diverge("device-scope", f"{text} is placed by a device scope").execute(
+            return self.diverge(Reason.DEVICE_SCOPE, f"{text} is placed by a device scope").execute(
                 handle, device, op, resolve_all(list(inputs)), attrs, outputs
             )
         inputs = list(inputs)
@@ -397,9 +398,9 @@ class Skeleton(Taping):
     def failed(self, error: BaseException) -> Diverge:
         """A failure of ours while validating is a divergence: counted, told, and the program goes on."""
         self.handover.runner.internal("the skeleton", error)
-        return Diverge("internal-error", f"{type(error).__name__}: {error}")
+        return Diverge(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
-    def diverge(self, reason: str, detail: str) -> Any:
+    def diverge(self, reason: Reason, detail: str) -> Any:
         """Leave the TraceGraph for the rest of the region; the handler that goes on."""
         return self.diverged(Diverge(reason, detail))
 
@@ -542,7 +543,7 @@ class Skeleton(Taping):
             if step.needed:
                 self.keep_arguments(run, step)
             if step.op in SHAPE_OPS and not self.shapes_hold(step, args):
-                raise Diverge("new-shape", f"{step.op} of a tensor whose shape only its value tells")
+                raise Diverge(Reason.NEW_SHAPE, f"{step.op} of a tensor whose shape only its value tells")
             self.advance(run, step)
             return _unpack(step.pack, step.values)
         if step.kind is Kind.OWNER or not self.independent.of((args if step.form == "F" else args[0])[0]):
@@ -634,29 +635,31 @@ class Skeleton(Taping):
         self.drain()
         return self.natively(step, args, name)
 
-    def explain(self, op: str, form: str, args: tuple[Any, ...]) -> tuple[str, str]:
+    def explain(self, op: str, form: str, args: tuple[Any, ...]) -> tuple[Reason, str]:
         """Why an op diverges, by the difference."""
         step = self.step
         if step is None:
             known = sorted({node.call.op for node in self.here().succ}) or ["the region's end"]
-            return ("new-arguments" if op in known else "new-op"), f"{op} where {', '.join(known)} is known"
+            return (
+                Reason.NEW_ARGUMENTS if op in known else Reason.NEW_OP
+            ), f"{op} where {', '.join(known)} is known"
         if step.op != op:
-            return "new-op", f"{op} where {step.op} is known"
+            return Reason.NEW_OP, f"{op} where {step.op} is known"
         inputs, attrs = (args[: step.width], args[step.width :]) if form == "F" else (args[0], args[1])
         if step.form != form:
-            return "new-arguments", f"{op} takes another path through TensorFlow's Python code"
+            return Reason.NEW_ARGUMENTS, f"{op} takes another path through TensorFlow's Python code"
         if attrs != step.attrs:
-            return "new-attributes", f"{op}: {attr_difference(attrs, step.attrs)}"
+            return Reason.NEW_ATTRIBUTES, f"{op}: {attr_difference(attrs, step.attrs)}"
         for number, (check, arg) in enumerate(zip(step.checks, inputs, strict=False)):
             if not admits(self.run, check, arg):
-                return "new-arguments", f"argument {number} of {op}: {difference(check, arg)}"
-        return "new-arguments", f"{len(inputs)} arguments of {op} where {len(step.checks)} are known"
+                return Reason.NEW_ARGUMENTS, f"argument {number} of {op}: {difference(check, arg)}"
+        return Reason.NEW_ARGUMENTS, f"{len(inputs)} arguments of {op} where {len(step.checks)} are known"
 
     # -- others ----------------------------------------------------------------------------------------------
     def query(self, name: str, *args: Any) -> Any:
         """A native question about tensors that the skeleton cannot answer: under a tape it is a divergence."""
         if get_ident() == self.owner and (name in EFFECTS or not _tapes_empty()):
-            reason = "native-effect" if name in EFFECTS else "tape-query"
+            reason = Reason.NATIVE_EFFECT if name in EFFECTS else Reason.TAPE_QUERY
             return self.diverge(reason, name).query(name, *args)
         return REAL[name](*[resolve_all(arg) for arg in args])
 

@@ -13,6 +13,7 @@ from threading import get_ident
 from typing import Any
 
 from terra_cx.compile.blocks import Step
+from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits
 from terra_cx.run.region_log import Event, RegionLog
@@ -66,7 +67,7 @@ class Taping(ABC):
         """Hand the open run over."""
 
     @abstractmethod
-    def diverge(self, reason: str, detail: str) -> Any:
+    def diverge(self, reason: Reason, detail: str) -> Any:
         """Leave the TraceGraph; the handler that goes on."""
 
     def _mine(self) -> bool:
@@ -135,7 +136,7 @@ class Taping(ABC):
         detail = gradient_detail(op, outputs, inputs, rest)
         if detail is None or not all(type(t) is Placeholder for t in outputs):
             # Known steps hold no such thing: the recorder says whether it can be known.
-            recorder = self.diverge("user-gradient", f"{op}: {UNSEEN}")
+            recorder = self.diverge(Reason.USER_GRADIENT, f"{op}: {UNSEEN}")
             return recorder.record_operation(name, op, outputs, inputs, *rest)
         kept = [[t._slot if type(t) is Placeholder else t for t in group] for group in (outputs, inputs)]
         self._event("record", args=(name, op, kept[0], kept[1], rest), detail=detail)
@@ -178,7 +179,7 @@ class Taping(ABC):
                 if not log.persistent(number):
                     log.consumed.add(number)
                 return answer
-        reason = "new-gradient" if number >= 0 else "tape-across-regions"
+        reason = Reason.NEW_GRADIENT if number >= 0 else Reason.TAPE_ACROSS_REGIONS
         recorder = self.diverge(reason, "tape.gradient of a tape whose history is new")
         return recorder.tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from terra_cx.reasons import Reason
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail, has_foreign_gradient
@@ -295,7 +296,7 @@ class Recorder:
         if self._inner is not None:
             self._inner.append(call)
             if kind in (Kind.DRAW, Kind.OWNER, Kind.SOURCE):
-                self.refuse("gradient-effect", f"{op} ran inside tape.gradient")
+                self.refuse(Reason.GRADIENT_EFFECT, f"{op} ran inside tape.gradient")
             return
         if self.overrun:
             return
@@ -308,16 +309,16 @@ class Recorder:
             return
         call.site = self._locate(sys._getframe(2))
         if native.only_device() is None and native.context().device_name:
-            self.refuse("device-scope", f"{op} was placed by a device scope", call.site)
+            self.refuse(Reason.DEVICE_SCOPE, f"{op} was placed by a device scope", call.site)
         gap = start - self._last
         if gap > 0.0 and self.trace.calls:
             self.trace.gaps[self.position - 1] = gap
         self.trace.calls.append(call)
         if kind is Kind.PURE and self._recording() and has_foreign_gradient(op):
-            self.refuse("user-gradient", f"{op}: {UNSEEN}", call.site)
+            self.refuse(Reason.USER_GRADIENT, f"{op}: {UNSEEN}", call.site)
         differentiable = kind is Kind.OWNER and classify(op) is not Kind.DRAW
         if differentiable and self._recording() and any(s.dtype in _FLOATS for s in call.outputs):
-            self.refuse("opaque-under-tape", f"{op} computes under an open tape", call.site)
+            self.refuse(Reason.OPAQUE_UNDER_TAPE, f"{op} computes under an open tape", call.site)
         self._last = time.perf_counter()
 
     def _kind(self, op: str, refs: list[Ref], outputs: list[Any]) -> Kind:
@@ -336,7 +337,7 @@ class Recorder:
             return Kind.KNOWN
         return kind
 
-    def refuse(self, reason: str, detail: str, site: Any = None) -> None:
+    def refuse(self, reason: Reason, detail: str, site: Any = None) -> None:
         """Note why the region cannot be co-executed; the first reason stands."""
         if self.trace.refused is None:
             line = f"{site.filename}:{site.line}" if site is not None else ""
@@ -405,9 +406,11 @@ class Recorder:
         if get_ident() == self._owner and self._recording():
             detail = gradient_detail(op, outputs, inputs, rest)
             if any(id(out) not in self._refs and out._datatype_enum() in _FLOATS for out in outputs):
-                self.refuse("opaque-under-tape", f"{op} made a tensor under an open tape that no op made")
+                self.refuse(
+                    Reason.OPAQUE_UNDER_TAPE, f"{op} made a tensor under an open tape that no op made"
+                )
             elif detail is None:
-                self.refuse("user-gradient", f"{op}: {UNSEEN}")
+                self.refuse(Reason.USER_GRADIENT, f"{op}: {UNSEEN}")
             elif self._inner is None:
                 self._tape_event("record", detail=detail)
         return REAL[name](op, outputs, inputs, *rest)
@@ -428,7 +431,7 @@ class Recorder:
     def query(self, name: str, *args: Any) -> Any:
         """Any other function of the boundary that takes tensors: resolved, then asked natively."""
         if name in EFFECTS:
-            self.refuse("native-effect", f"{name} was called in the step")
+            self.refuse(Reason.NATIVE_EFFECT, f"{name} was called in the step")
         return REAL[name](*[resolve_all(arg) for arg in args])
 
     def tape_gradient(
@@ -464,9 +467,9 @@ class Recorder:
             outer.extend(inner)
             return result
         if self._user_mark() != mark:
-            self.refuse("user-gradient", "user code ran inside tape.gradient", site)
+            self.refuse(Reason.USER_GRADIENT, "user code ran inside tape.gradient", site)
         if number < 0:
-            self.refuse("tape-across-regions", "the tape was opened before the region", site)
+            self.refuse(Reason.TAPE_ACROSS_REGIONS, "the tape was opened before the region", site)
         self.trace.calls.append(
             Call(
                 op="TapeGradient",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from terra_cx.reasons import Reason
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec
 
@@ -120,5 +121,5 @@ class Trace:
     events: list[TapeEvent] = field(default_factory=list)
     fetches: set[int] = field(default_factory=set)
     gaps: dict[int, float] = field(default_factory=dict)
-    refused: tuple[str, str] | None = None
+    refused: tuple[Reason, str] | None = None
     """(reason, user line) when the region did something that cannot be co-executed."""

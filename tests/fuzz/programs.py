@@ -1,0 +1,264 @@
+"""A Hypothesis strategy for whole imperative programs: a step loop around statements that Python and TensorFlow allow.
+
+A program is source text, so what fails is shrunk to a few lines that can be read and kept as a test. It is a function
+``program(see)`` as in `truth`: it owns variables ``u`` and ``v`` (3 by 3), a batch ``x`` whose number of rows may
+change from step to step, an object ``box`` with Python state, a list ``kept`` of tensors of earlier steps, and a random
+generator ``rng`` of NumPy's, and it returns what it owns. Its loop ends with a write, so that it is a step.
+
+Tensors are of three *shapes*: ``rows`` (batch by 3), ``square`` (3 by 3) and ``scalar``. Every value is bounded (by
+``tanh``, or by a mean), so no program ends in nothing but infinities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import strategies as st
+
+__all__ = ["STEPS", "programs"]
+
+STEPS = 40
+
+_HEAD = """\
+def program(see):
+    rng = np.random.default_rng(7)
+    u = tf.Variable(rng.normal(size=(3, 3)).astype("float32"))
+    v = tf.Variable(rng.normal(size=(3, 3)).astype("float32"))
+    box = types.SimpleNamespace(scale=0.5, count=0, last=None)
+    kept = [tf.eye(3)]
+    for step in range({steps}):
+        x = tf.constant(rng.normal(size=({batch}, 3)).astype("float32"))
+"""
+_TAIL = """\
+        u.assign_sub(0.01 * tf.tanh(u @ v))
+    return [u, v, box.scale, box.count, kept]
+"""
+_BATCHES = ("4", "4", "4", "3 + step % 2", "int(rng.choice([2, 3, 4]))", "4 if step < 25 else 5")
+_SHAPES = ("rows", "square", "scalar")
+
+
+@dataclass
+class _Scope:
+    """The names that a statement may use, by shape; a body's own names end with it."""
+
+    names: dict[str, list[str]] = field(default_factory=lambda: {shape: [] for shape in _SHAPES})
+    tapes: int = 0
+    loops: int = 0
+
+    def inner(self, *, tape: bool = False, loop: bool = False) -> _Scope:
+        """The scope of a body within."""
+        names = {shape: list(known) for shape, known in self.names.items()}
+        return _Scope(names, self.tapes + tape, self.loops + loop)
+
+
+class _Writer:
+    """Draws one program, line by line."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self._draw = draw
+        self._numbers = 0
+        self._budget = draw(st.integers(3, 22))
+        self.lines: list[str] = []
+
+    def _one_of(self, *choices: str) -> str:
+        return self._draw(st.sampled_from(choices))
+
+    def _fresh(self) -> str:
+        self._numbers += 1
+        return f"t{self._numbers}"
+
+    # -- expressions -----------------------------------------------------------------------------------------
+    def tensor(self, scope: _Scope, shape: str) -> str:
+        """Something of a shape that exists already."""
+        own = {
+            "rows": ["x"],
+            "square": ["u", "v", "kept[-1]", "kept[0]"],
+            "scalar": ["box.scale", "step * 0.1"],
+        }
+        return self._one_of(*scope.names[shape], *own[shape])
+
+    def operation(self, scope: _Scope, shape: str) -> str:
+        """One op, or a few, that makes a tensor of a shape."""
+        one = self.tensor(scope, shape)
+        if shape == "scalar":
+            many = self.tensor(scope, self._one_of("rows", "square"))
+            return self._one_of(
+                f"tf.reduce_mean({many})",
+                f"tf.reduce_mean(tf.square({many}))",
+                f"tf.tanh({one} * 1.0)",
+                f"tf.reduce_max({many}) * {self.tensor(scope, 'scalar')} * 0.1",
+                f"tf.tanh({many})[0, 1]",
+                f"tf.cast(tf.argmax(tf.reshape({many}, [-1])), tf.float32) * 0.01",
+            )
+        other, factor = self.tensor(scope, shape), self.tensor(scope, "scalar")
+        square = self.tensor(scope, "square")
+        size = "tf.shape(x)" if shape == "rows" else "[3, 3]"
+        return self._one_of(
+            f"tf.tanh({one} @ {square})",
+            f"tf.tanh({one} + {other})",
+            f"tf.tanh({one} * {factor})",
+            f"tf.nn.relu({one} - {other}) * 0.5",
+            f"tf.nn.softmax({one})",
+            f"tf.tanh(tf.random.normal({size}) + {one})",
+            f"tf.random.uniform({size}, seed=3) * tf.tanh({one})",
+            f"tf.where({one} > {other}, {one}, 0.1 * {other})",
+            f"tf.cast(tf.tanh(tf.cast({one}, tf.float64)), tf.float32)",
+            f"tf.constant(np.tanh({one}.numpy()))",
+            f"tf.concat([{one}[:1], {other}[1:]], axis=0)",
+            f"tf.gather({one}, tf.constant(rng.permutation({one}.shape[0])))",
+            f"tf.stop_gradient({one}) * 0.5 + 0.1 * {other}",
+            f"tf.nn.dropout({one}, 0.5) * 0.5",
+            f"tf.add_n([{one}, {other}, {one}]) / 3.0",
+        )
+
+    def condition(self, scope: _Scope) -> str:
+        """What a branch asks."""
+        return self._one_of(
+            f"step % {self._draw(st.integers(2, 7))} == 1",
+            "rng.random() < 0.5",
+            "rng.random() < 0.1",
+            f"float(tf.reduce_sum({self.tensor(scope, 'rows')})) > 0",
+            f"tf.reduce_mean({self.tensor(scope, 'square')}) > 0.0",
+            "box.count % 3 == 0",
+            "len(kept) > 2",
+            "step == 30",
+        )
+
+    # -- statements ------------------------------------------------------------------------------------------
+    def body(self, scope: _Scope, indent: int, most: int = 5) -> None:
+        """Some statements."""
+        for _ in range(self._draw(st.integers(1, most))):
+            if self._budget <= 0:
+                break
+            self._budget -= 1
+            self.statement(scope, indent)
+        if not self.lines[-1].startswith("    " * indent):
+            self.line(indent, "pass")
+
+    def line(self, indent: int, text: str) -> None:
+        """A line of the program."""
+        self.lines.append("    " * indent + text)
+
+    def statement(self, scope: _Scope, indent: int) -> None:
+        """One statement, with its bodies."""
+        kinds = ["let", "let", "let", "again", "see", "python", "write", "keep"]
+        if indent < 5:
+            kinds += ["branch", "loop", "raise", "refuse"]
+            if scope.tapes < 2:
+                kinds += ["tape", "tape"]
+        if scope.loops:
+            kinds += ["jump"]
+        getattr(self, "_" + self._one_of(*kinds))(scope, indent)
+
+    def _let(self, scope: _Scope, indent: int) -> None:
+        shape, name = self._one_of(*_SHAPES), self._fresh()
+        self.line(indent, f"{name} = {self.operation(scope, shape)}")
+        scope.names[shape].append(name)
+
+    def _again(self, scope: _Scope, indent: int) -> None:
+        """Bind a name anew, perhaps one from outside the branch."""
+        shape = self._one_of(*_SHAPES)
+        name = self._one_of(*scope.names[shape]) if scope.names[shape] else "unused"
+        self.line(indent, f"{name} = {self.operation(scope, shape)}")
+
+    def _see(self, scope: _Scope, indent: int) -> None:
+        self.line(indent, f"see({self.tensor(scope, self._one_of(*_SHAPES))})")
+
+    def _python(self, scope: _Scope, indent: int) -> None:
+        text = self._one_of(
+            "box.scale *= 0.9",
+            "box.scale = 1.0 - box.scale",
+            "box.count += 1",
+            f"box.scale = float(tf.reduce_mean({self.tensor(scope, 'square')}))",
+            f"box.last = {self.tensor(scope, 'square')}",
+            "box.last = None",
+            "kept = kept[-2:]",
+            "kept.reverse()",
+        )
+        self.line(indent, text)
+
+    def _write(self, scope: _Scope, indent: int) -> None:
+        variable = self._one_of("u", "v")
+        how = self._one_of("assign({})", "assign_add(0.1 * {})", "assign_sub(0.1 * {})")
+        self.line(indent, f"{variable}.{how.format(self.operation(scope, 'square'))}")
+
+    def _keep(self, scope: _Scope, indent: int) -> None:
+        self.line(indent, f"kept.append({self.operation(scope, 'square')})")
+        self.line(indent, "del kept[:-3]")
+
+    def _branch(self, scope: _Scope, indent: int) -> None:
+        self.line(indent, f"if {self.condition(scope)}:")
+        self.body(scope.inner(), indent + 1, 3)
+        if self._draw(st.booleans()):
+            self.line(indent, "else:")
+            self.body(scope.inner(), indent + 1, 3)
+
+    def _loop(self, scope: _Scope, indent: int) -> None:
+        times = self._one_of("2", "3", "step % 3", "int(rng.integers(1, 4))", "box.count % 4")
+        self.line(indent, f"for _ in range({times}):")
+        self.body(scope.inner(loop=True), indent + 1, 3)
+
+    def _jump(self, scope: _Scope, indent: int) -> None:
+        self.line(indent, f"if {self.condition(scope)}:")
+        self.line(indent + 1, self._one_of("break", "continue"))
+
+    def _raise(self, scope: _Scope, indent: int) -> None:
+        """An exception of the program's own."""
+        self.line(indent, "try:")
+        inner = scope.inner()
+        self.body(inner, indent + 1, 2)
+        self.line(indent + 1, f"if {self.condition(inner)}:")
+        self.line(indent + 2, "raise KeyError(step)")
+        self.body(inner, indent + 1, 2)
+        self.line(indent, self._one_of("except KeyError:", "except KeyError as error:"))
+        self.body(scope.inner(), indent + 1, 2)
+        if self._draw(st.booleans()):
+            self.line(indent, "finally:")
+            self.body(scope.inner(), indent + 1, 2)
+
+    def _refuse(self, scope: _Scope, indent: int) -> None:
+        """An op whose kernel refuses a value in some steps; nothing follows it in the body (docs/limits.md)."""
+        name = self._fresh()
+        index = self._one_of("step % 4", "int(rng.integers(0, 4))")
+        self.line(indent, "try:")
+        self.line(
+            indent + 1, f"{name} = tf.gather({self.tensor(scope, 'square')}, tf.constant([{index}, 0, 1]))"
+        )
+        self.line(indent, "except tf.errors.InvalidArgumentError:")
+        self.line(indent + 1, f"{name} = {self.operation(scope, 'square')}")
+        scope.names["square"].append(name)
+
+    def _tape(self, scope: _Scope, indent: int) -> None:
+        self._numbers += 1
+        tape = f"tape{self._numbers}"
+        persistent = self._draw(st.booleans())
+        self.line(indent, f"with tf.GradientTape({'persistent=True' if persistent else ''}) as {tape}:")
+        inner = scope.inner(tape=True)
+        watched = self._one_of("", "x", *scope.names["rows"], *scope.names["square"])
+        if watched:
+            self.line(indent + 1, f"{tape}.watch({watched})")
+        self.body(inner, indent + 1, 4)
+        loss = self._fresh()
+        self.line(indent + 1, f"{loss} = {self.operation(inner, 'scalar')} + tf.reduce_mean(u @ v)")
+        sources = ["u", "v"] + ([watched] if watched else [])
+        asked = [loss] + ([f"tf.tanh({loss})"] if persistent and self._draw(st.booleans()) else [])
+        scope.names["scalar"].append(loss)
+        for target in asked:
+            found = self._fresh()
+            if target != loss:
+                self.line(indent, f"with {tape}:")
+                self.line(indent + 1, f"{found}y = {target}")
+                target = f"{found}y"
+            self.line(indent, f"{found} = {tape}.gradient({target}, [{', '.join(sources)}])")
+            self.line(indent, f"u.assign_sub(0.05 * tf.tanh({found}[0]))")
+            if self._draw(st.booleans()):
+                self.line(indent, f"see({found}[-1])")
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> str:
+    """The source of a program."""
+    writer = _Writer(draw)
+    writer.lines = _HEAD.format(steps=STEPS, batch=writer._one_of(*_BATCHES)).splitlines()
+    writer.body(_Scope(), 2, 8)
+    return "\n".join(writer.lines) + "\n" + _TAIL

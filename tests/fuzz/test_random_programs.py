@@ -1,0 +1,37 @@
+"""Random programs, eager and co-executed, compared bit for bit: `make fuzz` for many, a few with every test run."""
+
+from __future__ import annotations
+
+import os
+import types
+
+import numpy as np
+import tensorflow as tf
+from fuzz.programs import STEPS, programs
+from hypothesis import given, note, settings
+from truth import both_ways
+
+MANY = int(os.environ.get("TERRA_FUZZ", "0"))
+"""Other programs on each run, so many; 0: always the same few."""
+
+
+def loaded(source):
+    """The function of a program's source."""
+    found = {"np": np, "tf": tf, "types": types}
+    exec(compile(source, "<program>", "exec"), found)
+    return found["program"]
+
+
+def test_random_programs_do_what_they_do_in_eager():
+    regions = []
+
+    @settings(max_examples=MANY or 60, derandomize=not MANY, print_blob=bool(MANY))
+    @given(programs())
+    def is_eagers(source):
+        note(source)
+        report = both_ways(loaded(source), co_executed=0)
+        regions.append(report["regions"]["co_executed"])
+
+    is_eagers()
+    # A comparison of eager with eager would prove nothing.
+    assert sum(regions) >= STEPS / 4 * len(regions)

@@ -1,0 +1,184 @@
+"""Each reason for not co-executing: a program that meets it, and a page that tells what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from truth import both_ways
+
+from terra_cx.reasons import Reason
+from terra_cx.run import pace, skeleton
+from terra_cx.tf import native
+from terra_cx.tf.opdefs import Kind
+from terra_cx.trace import recorder
+
+LATE = 30
+STEPS = 60
+
+
+def loop(step, steps=STEPS):
+    """A program whose steps are ``step(number, w, x)``, which returns what to see."""
+
+    def program(see):
+        rng = np.random.default_rng(5)
+        w = tf.Variable(tf.eye(4))
+        for number in range(steps):
+            see(step(number, w, tf.constant(rng.normal(size=(4, 4)).astype("float32"))))
+            w.assign_sub(0.01 * tf.tanh(w))
+        return w
+
+    return program
+
+
+def another_op(number, w, x):
+    return tf.sin(w @ x) if number == LATE else w @ x
+
+
+def another_shape(number, w, x):
+    return tf.reduce_sum(x[: 2 if number == LATE else 3] @ w)
+
+
+def another_attribute(number, w, x):
+    return tf.reduce_sum(w @ x, axis=0, keepdims=number == LATE)
+
+
+def a_shape_of_the_data(number, w, x):
+    return tf.shape(tf.boolean_mask(w @ x, x[:, 0] > 0.0))
+
+
+def another_history(number, w, x):
+    with tf.GradientTape() as tape:
+        if number == LATE:
+            tape.watch(x)
+        y = tf.reduce_sum(w @ x)
+    return tape.gradient(y, [w])
+
+
+def a_function_late(number, w, x):
+    with tf.GradientTape() as tape:
+        y = DOUBLED(w @ x) if number == LATE else 2.0 * (w @ x)
+    return tape.gradient(y, w)
+
+
+DOUBLED = tf.function(lambda x: 2.0 * x)
+
+
+def a_gradient_with_an_unknown_op(number, w, x):
+    with tf.GradientTape() as tape:
+        y = tf.tanh(w @ x)
+    return tape.gradient(y, w)
+
+
+@tf.custom_gradient
+def clipped(x):
+    return x, lambda upstream: tf.clip_by_value(upstream, -1.0, 1.0)
+
+
+def a_custom_gradient(number, w, x):
+    with tf.GradientTape() as tape:
+        y = clipped(w @ x)
+    return tape.gradient(y, w)
+
+
+def a_copy_under_a_tape(number, w, x):
+    with tf.GradientTape() as tape:
+        y = (w @ x).cpu()
+    return tape.gradient(y, w)
+
+
+def a_tape_of_the_step_before(see):
+    w = tf.Variable(tf.eye(4))
+    tape = y = None
+    for number in range(STEPS):
+        if tape is not None:
+            see(tape.gradient(y, w))
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(w @ w) * float(number)
+        w.assign_sub(0.01 * tf.tanh(w))
+
+
+def seeds_in_the_step(number, w, x):
+    tf.random.set_seed(number)
+    return tf.random.uniform([2]) + x[0, 0]
+
+
+def a_new_variable(number, w, x):
+    return tf.Variable(w @ x) + 1.0
+
+
+def steps_that_never_repeat(number, w, x):
+    return tf.reduce_sum(tf.ones([number + 1]) * x[0, 0]) if number > 20 else x[0, 0]
+
+
+def plain(number, w, x):
+    return tf.reduce_sum(w @ x)
+
+
+def fails(*_):
+    raise LookupError("on purpose")
+
+
+def tanh_grad_is_unknown(monkeypatch):
+    known = recorder.classify
+    monkeypatch.setattr(recorder, "classify", lambda op: Kind.OWNER if op == "TanhGrad" else known(op))
+
+
+def scopes_matter(monkeypatch):
+    monkeypatch.setattr(native, "only_device", lambda: None)
+
+
+def validation_fails(monkeypatch):
+    monkeypatch.setattr(skeleton.Skeleton, "elsewhere", fails)
+
+
+def eager_is_fast(monkeypatch):
+    monkeypatch.setattr(pace, "MARGIN", 1e9)
+
+
+def placed(number, w, x):
+    with tf.device("CPU:0"):
+        return w @ x
+
+
+PROGRAMS = {
+    Reason.NEW_OP: (loop(another_op), {}),
+    Reason.NEW_ARGUMENTS: (loop(another_shape), {}),
+    Reason.NEW_ATTRIBUTES: (loop(another_attribute), {}),
+    Reason.NEW_SHAPE: (loop(a_shape_of_the_data), {}),
+    Reason.NEW_GRADIENT: (loop(another_history), {}),
+    Reason.TAPE_QUERY: (loop(a_function_late), {}),
+    Reason.INTERNAL_ERROR: (loop(another_op), {"patch": validation_fails, "failures": True}),
+    Reason.DEVICE_SCOPE: (loop(placed), {"patch": scopes_matter}),
+    Reason.USER_GRADIENT: (loop(a_custom_gradient), {}),
+    Reason.GRADIENT_EFFECT: (loop(a_gradient_with_an_unknown_op), {"patch": tanh_grad_is_unknown}),
+    Reason.OPAQUE_UNDER_TAPE: (loop(a_copy_under_a_tape), {}),
+    Reason.TAPE_ACROSS_REGIONS: (a_tape_of_the_step_before, {}),
+    Reason.NATIVE_EFFECT: (loop(seeds_in_the_step), {}),
+    Reason.UNSETTLED: (loop(a_new_variable), {}),
+    Reason.DIVERGES: (loop(steps_that_never_repeat, 110), {}),
+    Reason.DOES_NOT_PAY: (loop(plain, 200), {"patch": eager_is_fast, "settings": {"pace": "measured"}}),
+    Reason.GRAPH_TOO_LARGE: (loop(plain), {"settings": {"max_nodes": 3}}),
+}
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_it_is_given(reason, monkeypatch):
+    program, more = PROGRAMS[reason]
+    more.get("patch", lambda _: None)(monkeypatch)
+    settings = more.get("settings", {})
+    report = both_ways(program, co_executed=0, failures=more.get("failures", False), **settings)
+    told = {fallback["reason"] for fallback in report["fallbacks"]}
+    told |= {anchor["given_up"].partition(":")[0] for anchor in report["anchors"] if anchor["given_up"]}
+    assert reason in told
+
+
+def test_each_has_its_place_on_the_page_with_cause_and_remedy():
+    page = (Path(__file__).parents[1] / "docs" / "reasons.md").read_text()
+    parts = re.split(r"^## `(.+)`$", page, flags=re.MULTILINE)[1:]
+    told = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert list(told) == [reason.value for reason in Reason]
+    assert all("**Cause.**" in text and "**Remedy.**" in text for text in told.values())
