@@ -36,7 +36,7 @@ test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAMS=n
-	TERRA_FUZZ=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz --timeout 0 $(ARGS)
+	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz --timeout 0 $(ARGS)
 
 lint: $(INSTALLED) ## check style and format with ruff
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from fuzz.programs import STEPS, programs
 from hypothesis import given, note, settings
 from truth import both_ways
 
-MANY = int(os.environ.get("TERRA_FUZZ", "0"))
+MANY = int(os.environ.get("FUZZ_PROGRAMS", "0"))
 """Other programs on each run, so many; 0: always the same few."""
 
 
