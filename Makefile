@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint format types check check-all matrix bench clean
+.PHONY: help venv demo test fuzz peers soak lint format types check check-all matrix bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,13 @@ test: $(INSTALLED) ## run the tests
 
 fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAMS=n
 	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz --timeout 0 $(ARGS)
+
+peers: $(INSTALLED) ## the tests that Sonnet carries, in eager and co-executed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev,peers]'
+	$(BIN)/python tools/peers.py $(ARGS)
+
+soak: $(INSTALLED) ## 100,000 steps of a program that keeps changing: memory, graphs, tensors and files must not grow
+	SOAK_STEPS=$(or $(STEPS),100000) $(BIN)/python -m pytest tests/test_soak.py -s --timeout 0 $(ARGS)
 
 lint: $(INSTALLED) ## check style and format with ruff
 	$(BIN)/ruff check .

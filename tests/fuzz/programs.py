@@ -26,6 +26,14 @@ def program(see):
     v = tf.Variable(rng.normal(size=(3, 3)).astype("float32"))
     box = types.SimpleNamespace(scale=0.5, count=0, last=None)
     kept = [tf.eye(3)]
+
+    def chain(a, depth):
+        return a if depth == 0 else tf.tanh(chain(a, depth - 1) @ u)
+
+    def scaled(tensors):
+        for tensor in tensors:
+            yield tensor * box.scale
+
     for step in range({steps}):
         x = tf.constant(rng.normal(size=({batch}, 3)).astype("float32"))
 """
@@ -42,13 +50,14 @@ class _Scope:
     """The names that a statement may use, by shape; a body's own names end with it."""
 
     names: dict[str, list[str]] = field(default_factory=lambda: {shape: [] for shape in _SHAPES})
-    tapes: int = 0
+    open_tapes: tuple[str, ...] = ()
     loops: int = 0
 
-    def inner(self, *, tape: bool = False, loop: bool = False) -> _Scope:
+    def inner(self, *, tape: str = "", loop: bool = False) -> _Scope:
         """The scope of a body within."""
         names = {shape: list(known) for shape, known in self.names.items()}
-        return _Scope(names, self.tapes + tape, self.loops + loop)
+        tapes = (*self.open_tapes, tape) if tape else self.open_tapes
+        return _Scope(names, tapes, self.loops + loop)
 
 
 class _Writer:
@@ -88,6 +97,9 @@ class _Writer:
                 f"tf.tanh({one} * 1.0)",
                 f"tf.reduce_max({many}) * {self.tensor(scope, 'scalar')} * 0.1",
                 f"tf.tanh({many})[0, 1]",
+                f"tf.reduce_sum(tf.boolean_mask({many}, {many}[:, 0] > 0.0)) * 0.1",
+                f"tf.norm({many}[: 1 + step % 2])",
+                f"tf.constant(float({many}[0, 0])) * 0.5",
                 f"tf.cast(tf.argmax(tf.reshape({many}, [-1])), tf.float32) * 0.01",
             )
         other, factor = self.tensor(scope, shape), self.tensor(scope, "scalar")
@@ -109,6 +121,15 @@ class _Writer:
             f"tf.stop_gradient({one}) * 0.5 + 0.1 * {other}",
             f"tf.nn.dropout({one}, 0.5) * 0.5",
             f"tf.add_n([{one}, {other}, {one}]) / 3.0",
+            f"chain({one}, {self._one_of('1', '2', 'step % 3')})",
+            f"tf.gather({one}, [0, 2, 0])" if shape == "square" else f"-{one} * 0.5",
+            "tf.tanh(tf.add_n(list(scaled(kept))))" if shape == "square" else f"tf.ones_like({one}) * 0.1",
+            f"tf.random.shuffle({one})",
+            f"tf.cast(tf.cast({one} * 10.0, tf.int32) // 3, tf.float32) * 0.1",
+            f"tf.cond(tf.reduce_sum({one}) > 0.0, lambda: {one} * 0.5, lambda: tf.tanh({other}))",
+            f"tf.map_fn(tf.tanh, {one})",
+            f"tf.clip_by_norm({one}, 1.0)",
+            f"tf.math.cumsum(tf.tanh({one}), axis={self._one_of('0', '1')}) * 0.3",
         )
 
     def condition(self, scope: _Scope) -> str:
@@ -122,6 +143,8 @@ class _Writer:
             "box.count % 3 == 0",
             "len(kept) > 2",
             "step == 30",
+            "box.last is not None",
+            f"{self.tensor(scope, 'rows')}.shape[0] == 4",
         )
 
     # -- statements ------------------------------------------------------------------------------------------
@@ -141,14 +164,16 @@ class _Writer:
 
     def statement(self, scope: _Scope, indent: int) -> None:
         """One statement, with its bodies."""
+        if self._draw(st.integers(0, 19)) == 0 and scope.open_tapes and indent < 5:
+            return self._stopped(scope, indent)
         kinds = ["let", "let", "let", "again", "see", "python", "write", "keep"]
         if indent < 5:
             kinds += ["branch", "loop", "raise", "refuse"]
-            if scope.tapes < 2:
+            if len(scope.open_tapes) < 2:
                 kinds += ["tape", "tape"]
         if scope.loops:
             kinds += ["jump"]
-        getattr(self, "_" + self._one_of(*kinds))(scope, indent)
+        return getattr(self, "_" + self._one_of(*kinds))(scope, indent)
 
     def _let(self, scope: _Scope, indent: int) -> None:
         shape, name = self._one_of(*_SHAPES), self._fresh()
@@ -162,7 +187,9 @@ class _Writer:
         self.line(indent, f"{name} = {self.operation(scope, shape)}")
 
     def _see(self, scope: _Scope, indent: int) -> None:
-        self.line(indent, f"see({self.tensor(scope, self._one_of(*_SHAPES))})")
+        value = self.tensor(scope, self._one_of(*_SHAPES))
+        text = self._one_of("{}", "{}", "str({})", "[{}, len(kept), box.scale]", "np.asarray({}).tolist()")
+        self.line(indent, f"see({text.format(value)})")
 
     def _python(self, scope: _Scope, indent: int) -> None:
         text = self._one_of(
@@ -194,7 +221,7 @@ class _Writer:
             self.body(scope.inner(), indent + 1, 3)
 
     def _loop(self, scope: _Scope, indent: int) -> None:
-        times = self._one_of("2", "3", "step % 3", "int(rng.integers(1, 4))", "box.count % 4")
+        times = self._one_of("2", "3", "step % 3", "int(rng.integers(1, 4))", "box.count % 4", "len(kept)")
         self.line(indent, f"for _ in range({times}):")
         self.body(scope.inner(loop=True), indent + 1, 3)
 
@@ -228,12 +255,16 @@ class _Writer:
         self.line(indent + 1, f"{name} = {self.operation(scope, 'square')}")
         scope.names["square"].append(name)
 
+    def _stopped(self, scope: _Scope, indent: int) -> None:
+        self.line(indent, f"with {self._one_of(*scope.open_tapes)}.stop_recording():")
+        self.body(scope.inner(), indent + 1, 2)
+
     def _tape(self, scope: _Scope, indent: int) -> None:
         self._numbers += 1
         tape = f"tape{self._numbers}"
         persistent = self._draw(st.booleans())
         self.line(indent, f"with tf.GradientTape({'persistent=True' if persistent else ''}) as {tape}:")
-        inner = scope.inner(tape=True)
+        inner = scope.inner(tape=tape)
         watched = self._one_of("", "x", *scope.names["rows"], *scope.names["square"])
         if watched:
             self.line(indent + 1, f"{tape}.watch({watched})")
@@ -253,6 +284,7 @@ class _Writer:
             self.line(indent, f"u.assign_sub(0.05 * tf.tanh({found}[0]))")
             if self._draw(st.booleans()):
                 self.line(indent, f"see({found}[-1])")
+            scope.names["square"].append(f"{found}[0]")
 
 
 @st.composite

@@ -1,0 +1,74 @@
+"""A pytest plugin that makes the body of each unittest method hot: it is run again and again, in eager or co-executed.
+
+`PEERS_MODE` is `eager` or `co`; `PEERS_RESULT` names the file that gets ``{test: [outcome, detail, co-executed]}``,
+where outcome is passed, failed or skipped and the last is the number of regions that were co-executed. Bodies that pass
+once and fail when they are repeated (they count calls, or create what must be new) do so in eager too, so it takes
+both modes to say anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+import terra_cx
+
+TIMES = 14
+_MODE = os.environ["PEERS_MODE"]
+_results: dict[str, list[Any]] = {}
+
+
+def _name(path: Path, node: str) -> str:
+    """What a test is called; outside of the root folder pytest's own name lacks the file."""
+    return f"{path.stem}::{node.partition('::')[2]}"
+
+
+def repeated(body: Callable[[], Any], count: Callable[[int], None]) -> Callable[[], None]:
+    """A method that runs ``body`` several times; ``count`` is told the number of co-executed regions."""
+
+    def run() -> None:
+        tf.random.set_seed(5)
+        manager = terra_cx.co_execute(quiet=True) if _MODE == "co" else nullcontext()
+        try:
+            with manager as session:
+                for _ in range(TIMES):
+                    terra_cx.region()
+                    body()
+        finally:
+            if _MODE == "co":
+                count(session.report()["regions"]["co_executed"])
+
+    return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Just before the body is run, after setUp was prepared."""
+    if isinstance(item, pytest.Function) and getattr(item, "instance", None) is not None:
+        entry = _results.setdefault(_name(item.path, item.nodeid), ["passed", "", 0])
+
+        def count(regions: int) -> None:
+            entry[2] = regions
+
+        item.obj = repeated(item.obj, count)
+    return (yield)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """The worst of setup, call and teardown counts."""
+    entry = _results.setdefault(_name(Path(report.fspath), report.nodeid), ["passed", "", 0])
+    if report.outcome != "passed":
+        entry[0] = report.outcome
+        entry[1] = str(report.longrepr).strip().splitlines()[-1][:300]
+
+
+def pytest_sessionfinish() -> None:
+    """Write what was found."""
+    Path(os.environ["PEERS_RESULT"]).write_text(json.dumps(_results, indent=1))

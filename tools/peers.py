@@ -1,0 +1,112 @@
+"""Runs other people's tests under co-execution: the tests that Sonnet's wheel carries, each body repeated until hot.
+
+Each test file runs twice in a process of its own, in plain eager and co-executed (`tests/peers/hot.py`), and the
+outcomes are compared. `tests/peers/ledger.toml` holds the tests that are known to differ, with a reason each. Exit code:
+0 if nothing else differs and no entry of the ledger is out of date, 1 otherwise, 2 if nothing could be run.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parents[1] / "tests" / "peers"
+FOLDERS = ("", "nets", "nets/dnc", "optimizers")
+"""Of ``sonnet/src``. Not conformance, distribute and functional: they test saving, devices and tf.function, not ops."""
+
+
+def files(pattern):
+    """Sonnet's test files whose name holds the pattern."""
+    spec = importlib.util.find_spec("sonnet")
+    if spec is None:
+        raise ValueError("Sonnet is not installed; `make peers` does it")
+    root = Path(spec.origin).parent / "src"
+    found = sorted(file for folder in FOLDERS for file in (root / folder).glob("*_test.py"))
+    chosen = [file for file in found if pattern in file.stem]
+    if not chosen:
+        raise ValueError(f"no test file of Sonnet has {pattern!r} in its name")
+    return chosen
+
+
+def run(file, mode, folder):
+    """The outcomes of one file's tests in a mode: ``{test: [outcome, detail, co-executed regions]}``."""
+    result = folder / f"{file.stem}-{mode}.json"
+    environment = os.environ | {
+        "PEERS_MODE": mode,
+        "PEERS_RESULT": str(result),
+        "PYTHONPATH": str(HERE),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TERRA_PACE": "overlapped",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "hot",
+        "-p",
+        "no:cacheprovider",
+        "--tb=line",
+        "--timeout=300",
+    ]
+    done = subprocess.run(
+        [*command, str(file)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if not result.exists():
+        return {f"{file.stem}::the whole file": ["crashed", done.stdout.strip()[-300:], 0]}
+    return json.loads(result.read_text())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pattern", nargs="?", default="", help="only test files with this in their name")
+    args = parser.parse_args()
+    console = Console()
+    try:
+        chosen = files(args.pattern)
+        ledger = tomllib.loads((HERE / "ledger.toml").read_text())
+    except (OSError, ValueError) as error:
+        print(f"peers: {error}", file=sys.stderr)
+        return 2
+    table = Table("file", "tests", "pass in both", "fail in both", "co-executed", "differ")
+    differ, known, ran = [], [], set()
+    with tempfile.TemporaryDirectory(prefix="terra-cx-peers-") as folder:
+        for file in track(chosen, "testing", console=Console(stderr=True)):
+            eager, co = (run(file, mode, Path(folder)) for mode in ("eager", "co"))
+            names = eager.keys() | co.keys()
+            ran |= names
+            blank = ["missing", "", 0]
+            pairs = {name: (eager.get(name, blank), co.get(name, blank)) for name in sorted(names)}
+            here = [(name, a, b) for name, (a, b) in pairs.items() if a[0] != b[0]]
+            differ += [one for one in here if one[0] not in ledger]
+            known += [one[0] for one in here if one[0] in ledger]
+            both = [a[0] for a, b in pairs.values() if a[0] == b[0]]
+            hot = sum(b[2] > 0 for _, b in pairs.values())
+            cells = (len(names), both.count("passed"), both.count("failed"), hot, len(here))
+            table.add_row(file.stem, *map(str, cells))
+    console.print(table)
+    for name, a, b in differ:
+        print(f"{name}: {a[0]} in eager, {b[0]} co-executed: {b[1] or a[1]}")
+    stale = sorted(name for name in ledger if name in ran and name not in known)
+    for name in stale:
+        print(f"{name}: the ledger says it differs, and it does not any more")
+    return 1 if differ or stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
