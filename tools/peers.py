@@ -1,8 +1,8 @@
 """Runs other people's tests under co-execution: the tests that Sonnet's wheel carries, each body repeated until hot.
 
 Each test file runs twice in a process of its own, in plain eager and co-executed (`tests/peers/hot.py`), and the
-outcomes are compared. `tests/peers/ledger.toml` holds the tests that are known to differ, with a reason each. Exit code:
-0 if nothing else differs and no entry of the ledger is out of date, 1 otherwise, 2 if nothing could be run.
+outcomes are compared. `tests/peers/ledger.toml` holds the tests that are known to differ, with a reason each. Exit
+code: 0 if nothing else differs and no entry of the ledger is out of date, 1 otherwise, 2 if nothing could be run.
 """
 
 import argparse
