@@ -267,3 +267,26 @@ def test_a_penalty_on_a_gradient(read_late):
         return weights
 
     both_ways(program, co_executed=30, fallbacks=6)
+
+
+def test_a_variables_read_diverges_in_front_of_the_op_that_is_given_the_variable():
+    """The skeleton went on validating the op when the recorder was in charge already: the tape never heard of it."""
+
+    def program(see):
+        rng = np.random.default_rng(7)
+        u, v = variable(3, 3), variable(3, 3)
+        for step in range(STEPS):
+            x = tf.constant(rows(rng, 4, 3))
+            for _ in range(step % 3):
+                with tf.GradientTape(persistent=True) as other:
+                    total = tf.reduce_max(x) * 0.1 + tf.reduce_mean(u @ v)
+                other.gradient(total, [u, v, x])
+                if float(tf.reduce_sum(x)) > 0:
+                    break
+            with tf.GradientTape(persistent=True) as tape:
+                total = tf.reduce_max(u) * step + tf.reduce_mean(u @ v)
+            see(tape.gradient(total, u))
+
+    report = both_ways(program)
+    assert report["regions"]["co_executed"] >= 20
+    assert "new-op" in {fallback["reason"] for fallback in report["fallbacks"]}

@@ -335,7 +335,10 @@ class Skeleton(Taping):
                 return self.diverged(self.failed(error)).fast(ctx, op, name, *resolve_all(args))
             finally:
                 self.busy = False
-        args = self.normalise(op, args)
+        converted = self.normalise(op, args)
+        if converted is not args:
+            # Reading the variables was an op of its own. It may have diverged: whoever is in charge now goes on.
+            return native.fast_path(ctx, op, name, *converted)
         step = self.step
         if (
             step is not None

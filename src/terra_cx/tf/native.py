@@ -35,6 +35,7 @@ __all__ = [
     "convert_variable",
     "dtype_of",
     "executing_eagerly",
+    "fast_path",
     "host_value",
     "is_raw",
     "is_variable",
@@ -116,6 +117,11 @@ def wait_for_all() -> None:
 def is_variable(value: object) -> bool:
     """Whether the native fast path would read ``value`` as a resource variable."""
     return isinstance(value, ResourceVariable)
+
+
+def fast_path(ctx: Any, op: str, name: str | None, *args: Any) -> Any:
+    """``TFE_Py_FastPathExecute`` as the program calls it: through whoever is in charge of the dispatch boundary."""
+    return pywrap_tfe.TFE_Py_FastPathExecute(ctx, op, name, *args)
 
 
 def convert_variable(value: Any) -> Any:
