@@ -302,7 +302,12 @@ class _Builder:
 
     def _gradient(self, node: Node) -> None:
         call, block = node.call, self.block
-        checks = [self.source(rule, (node, index))[1] for index, rule in enumerate(node.rules)]
+        checks = []
+        for index, rule in enumerate(node.rules):
+            source, check = self.source(rule, (node, index))
+            checks.append(check)
+            if rule.need is Need.TENSOR:
+                self.arguments[node, index] = source, check  # output gradients: the ops inside mention them
         before = len(block.params)
         base = block.flat
         first_op = len(block.ops)
@@ -351,6 +356,8 @@ class _Builder:
             return ("n", rule.node, rule.out, rule.turn)
         if rule.need is Need.SHARED:
             owner, argument = rule.share or use
+            if owner is use[0]:
+                return self.source(rule, use)[0]  # the gradient gives what it was given
             owner.needed.add(-1 - argument)
             return ("n", owner, -1 - argument, rule.turn)
         if rule.need is Need.KNOWN:

@@ -18,7 +18,16 @@ import numpy as np
 
 from terra_cx.tf.native import dtype_of, op_def
 
-__all__ = ["INFALLIBLE", "SHAPELESS", "Kind", "arg_layout", "attr_pairs", "classify", "input_dtypes"]
+__all__ = [
+    "INFALLIBLE",
+    "SHAPELESS",
+    "Kind",
+    "arg_layout",
+    "attr_pairs",
+    "classify",
+    "input_dtypes",
+    "writes",
+]
 
 
 class Kind(Enum):
@@ -147,6 +156,12 @@ def classify(op: str) -> Kind:
     if any(arg.is_ref or arg.type == _VARIANT for arg in (*definition.input_arg, *definition.output_arg)):
         return Kind.OWNER
     return Kind.PURE
+
+
+def writes(op: str) -> bool:
+    """Whether an op writes a resource variable, in a block or on the owner thread (scatters, sparse updates)."""
+    kind = classify(op)
+    return kind is Kind.WRITE or (kind is Kind.OWNER and op.startswith("Resource"))
 
 
 def fallible(op: str, dtypes: tuple[int, ...], static: bool, guarded: tuple[bool, ...] = ()) -> bool:

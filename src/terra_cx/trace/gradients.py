@@ -228,6 +228,8 @@ class _Writer:
         self.start = passage.tape_start(call)
         self._loops = rolled
         self._rolled = False
+        self._given: dict[Ref, int] = {}
+        """What the gradient is asked with that no op under the tape used (output gradients): its own arguments."""
         self._bases: dict[int, int] = {}
         base = 0
         for inner in call.inner:
@@ -238,7 +240,7 @@ class _Writer:
         """Do it. A gradient that cannot be taken over gets a signature that says so, not the one given."""
         node, call = self.node, self.call
         node.rules = [
-            self._rule(ref, spec, (node, index, 0))
+            self._argument(ref, spec, index)
             for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True))
         ]
         node.signature = signature  # only now: which tensors are asked for is part of it
@@ -295,6 +297,19 @@ class _Writer:
         self._rolled = self._rolled or self._in_rolled_loop(found[0])
         return found
 
+    def _argument(self, ref: Any, spec: Spec | None, index: int) -> Rule:
+        """The rule for something that the gradient is asked with: any tensor will do that the tape knows nothing of."""
+        origin = ref.origin if isinstance(ref, Known) else ref
+        if not self._is_from_before(origin) or self._users(origin):
+            return self._rule(ref, spec, (self.node, index, 0))
+        self._given.setdefault(origin, index)
+        made = {self.passage.producer(origin)[0]} if isinstance(origin, Local) else set()
+        return Rule(Need.TENSOR, spec, sources=made)
+
+    def _is_from_before(self, ref: Any) -> bool:
+        """Whether it comes from outside the region, or was made before the tape was."""
+        return isinstance(ref, Ext) or (isinstance(ref, Local) and ref.position < self.start)
+
     def _rule(self, ref: Any, spec: Spec | None, use: tuple[Node, int, int]) -> Rule:
         """The rule for something that the gradient mentions.
 
@@ -314,7 +329,9 @@ class _Writer:
             ):
                 return rule_of(ref, spec, self._source, uses, use)
             ref = origin
-        if isinstance(ref, Ext) or (isinstance(ref, Local) and ref.position < self.start):
+        if self._is_from_before(ref):
+            if ref in self._given:
+                return Rule(Need.SHARED, spec, share=(self.node, self._given[ref]))
             under = self._users(ref)
             if under:
                 user, index, turn = under[0]

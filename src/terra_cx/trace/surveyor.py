@@ -10,7 +10,7 @@ from threading import get_ident
 from typing import Any
 
 from terra_cx.tf.boundary import Passive
-from terra_cx.tf.opdefs import Kind, classify
+from terra_cx.tf.opdefs import writes
 from terra_cx.trace.regions import Survey
 
 __all__ = ["Surveyor"]
@@ -27,14 +27,14 @@ class Surveyor(Passive):
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``."""
         if get_ident() == self.owner:
-            self.survey.op(classify(op) is Kind.WRITE, self.tapes)
+            self.survey.op(writes(op), self.tapes)
         return super().fast(ctx, op, name, *args)
 
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
         """``TFE_Py_Execute``."""
         if get_ident() == self.owner:
             text = op.decode() if isinstance(op, bytes) else op
-            self.survey.op(classify(text) is Kind.WRITE, self.tapes)
+            self.survey.op(writes(text), self.tapes)
         return super().execute(handle, device, op, inputs, attrs, outputs)
 
     def tape_new(self, *args: Any) -> Any:

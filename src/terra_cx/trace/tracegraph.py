@@ -237,6 +237,12 @@ class TraceGraph:
             result.nodes += 1
         elif not same_constants(node.call, call):
             node.signature = ("unmatched", id(call))  # its code decides by something nobody sees
+        else:
+            for index, rule in enumerate(node.rules):
+                if rule.need is Need.TENSOR:
+                    use = (node, index, passage.turns[node])
+                    given = rule_of(call.inputs[index], rule.spec, passage.producer, passage.uses, use)
+                    result.widened += rule.widen(given)
         return node
 
     def _find(self, previous: Node, key: Key) -> Node | None:

@@ -1,0 +1,643 @@
+"""What Python and eager TensorFlow allow in a step, a small program each, compared with eager bit for bit.
+
+`CO_EXECUTED` must be co-executed for most of their steps. `EXPLAINED` are not, and the reason is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import copy
+import cProfile
+import gc
+import itertools
+import pickle
+import queue
+import tempfile
+import threading
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from truth import both_ways
+
+from terra_cx.reasons import Reason
+
+STEPS = 40
+
+
+def batches(*shape, steps=STEPS):
+    rng = np.random.default_rng(11)
+    return [rng.normal(size=shape).astype(np.float32) for _ in range(steps)]
+
+
+def matrix(*shape):
+    return tf.Variable(np.random.default_rng(2).normal(size=shape).astype(np.float32) * 0.4)
+
+
+def descend(tape, loss, variables, rate=0.05):
+    for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+        variable.assign_sub(rate * gradient)
+
+
+# -- tapes -----------------------------------------------------------------------------------------------------------
+def a_tape_that_is_reset(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        with tf.GradientTape() as tape:
+            tf.reduce_sum(tf.exp(x @ w))
+            tape.reset()
+            loss = tf.reduce_mean(tf.square(x @ w))
+        descend(tape, loss, [w])
+        see(loss)
+    return w
+
+
+def a_tape_that_watches_only_what_it_is_told(see):
+    w, v = matrix(3, 3), matrix(3, 3)
+    for x in batches(2, 3):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(w)
+            loss = tf.reduce_mean(tf.square(x @ w @ v))
+        found = tape.gradient(loss, [w, v], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        w.assign_sub(0.1 * found[0])
+        see(loss, found)
+    return w
+
+
+def third_derivatives(see):
+    a = tf.Variable(0.7)
+    for x in batches():
+        with tf.GradientTape() as one:
+            with tf.GradientTape() as two:
+                with tf.GradientTape() as three:
+                    y = tf.sin(a * x) * a
+                first = three.gradient(y, a)
+            second = two.gradient(first, a)
+        third = one.gradient(second, a)
+        a.assign_sub(0.01 * third)
+        see(first, second, third)
+    return a
+
+
+def output_gradients_and_targets_in_lists(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        weight = tf.exp(-tf.constant(x))
+        with tf.GradientTape() as tape:
+            outs = [tf.tanh(x @ w), tf.square(x @ w)]
+        found = tape.gradient(outs, [[w], w, outs[0]], output_gradients=[tf.constant(x), weight])
+        w.assign_sub(0.1 * found[1])
+        see(found)
+    return w
+
+
+def a_jacobian(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        with tf.GradientTape(persistent=True) as tape:
+            y = tf.tanh(x @ w)
+        found = tape.jacobian(y, w, experimental_use_pfor=False)
+        w.assign_sub(0.1 * tf.reduce_sum(found, axis=[0, 1]))
+        see(found)
+    return w
+
+
+def a_batch_jacobian_with_pfor(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.tanh(x @ w)
+        found = tape.batch_jacobian(y, x)
+        w.assign_sub(0.01 * tf.reduce_mean(found, axis=0))
+        see(found)
+    return w
+
+
+def forward_mode(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        with tf.autodiff.ForwardAccumulator(w, tf.ones([3, 3])) as forward:
+            y = tf.tanh(x @ w)
+        w.assign_sub(0.01 * tf.matmul(x, forward.jvp(y), transpose_a=True))
+        see(y)
+    return w
+
+
+# -- state -----------------------------------------------------------------------------------------------------------
+def scatters_into_a_variable(see):
+    table = matrix(8, 3)
+    for step, x in enumerate(batches(2, 3)):
+        table.scatter_sub(tf.IndexedSlices(0.1 * tf.constant(x), [step % 8, (step + 3) % 8]))
+        see(tf.reduce_sum(table))
+    return table
+
+
+def a_sliced_variable_is_assigned(see):
+    table = matrix(4, 3)
+    for step, x in enumerate(batches(3)):
+        table[step % 2].assign(tf.tanh(x))
+        see(tf.reduce_sum(table))
+    return table
+
+
+def an_average_by_hand_and_one_of_tensorflow(see):
+    w = matrix(3, 3)
+    shadow = tf.Variable(w)
+    average = tf.train.ExponentialMovingAverage(0.9)
+    for x in batches(2, 3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(x @ w))
+        descend(tape, loss, [w])
+        average.apply([w])
+        shadow.assign(0.9 * shadow + 0.1 * w)
+        see(loss)
+    return [w, shadow, average.average(w)]
+
+
+def a_generator_of_random_numbers(see):
+    w, generator = matrix(3, 3), tf.random.Generator.from_seed(4)
+    for x in batches(2, 3):
+        w.assign_add(0.01 * generator.normal([3, 3]) + 0.01 * tf.reduce_mean(x))
+        see(generator.uniform([2]))
+    return [w, generator.state]
+
+
+def stateless_random_numbers(see):
+    w = matrix(3, 3)
+    for step, x in enumerate(batches(2, 3)):
+        w.assign_add(0.01 * tf.random.stateless_normal([3, 3], [step, 1]))
+        see(tf.reduce_sum(x @ w))
+    return w
+
+
+def a_lookup_table(see):
+    w = matrix(3, 3)
+    words = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["a", "b"], [1, 2]), 0)
+    for step, x in enumerate(batches(2, 3)):
+        found = words.lookup(tf.constant(["a", "b", "c"][step % 3]))
+        w.assign_sub(0.01 * tf.cast(found, tf.float32) * tf.tanh(tf.matmul(x, x, transpose_a=True)))
+        see(found)
+    return w
+
+
+def a_tensor_array(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        rows = tf.TensorArray(tf.float32, size=3)
+        with tf.GradientTape() as tape:
+            h = tf.constant(x)
+            for index in range(3):
+                h = tf.tanh(h @ w)
+                rows = rows.write(index, h)
+            loss = tf.reduce_mean(rows.stack())
+        descend(tape, loss, [w])
+        see(loss)
+    return w
+
+
+def a_queue(see):
+    w, waiting = matrix(3, 3), tf.queue.FIFOQueue(5, [tf.float32], shapes=[[2, 3]])
+    for x in batches(2, 3):
+        waiting.enqueue(tf.constant(x))
+        w.assign_sub(0.01 * tf.reduce_mean(waiting.dequeue()) * tf.tanh(w))
+        see(waiting.size())
+    return w
+
+
+def checkpoints_are_written_and_read(see):
+    w = matrix(3, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = tf.train.Checkpoint(w=w)
+        for step, x in enumerate(batches(2, 3)):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(x @ w - 1.0))
+            descend(tape, loss, [w])
+            if step == 22:
+                path = checkpoint.write(f"{folder}/c")
+            if step == 30:
+                checkpoint.read(path).assert_consumed()
+            see(loss)
+    return w
+
+
+def keras_weights_set_by_hand(see):
+    layer = keras.layers.Dense(3)
+    layer.build((2, 3))
+    for step, x in enumerate(batches(2, 3)):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(layer(x)))
+        descend(tape, loss, layer.trainable_variables)
+        if step % 15 == 14:
+            layer.set_weights([value * 0.5 for value in layer.get_weights()])
+        see(loss)
+    return layer.get_weights()
+
+
+def mixed_precision_with_loss_scaling(see):
+    model = keras.Sequential(
+        [
+            keras.layers.Dense(4, activation="relu", dtype="mixed_float16"),
+            keras.layers.Dense(1, dtype="float32"),
+        ]
+    )
+    model.build((2, 3))
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.05), dynamic_growth_steps=5)
+    optimizer.build(model.trainable_variables)
+    for x in batches(2, 3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x)))
+            scaled = optimizer.scale_loss(loss)
+        optimizer.apply(tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
+        see(loss)
+    return [model.get_weights(), optimizer.variables]
+
+
+def metrics_and_batch_normalisation(see):
+    layers = [keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    model = keras.Sequential(layers)
+    model.build((4, 3))
+    accuracy, optimizer = keras.metrics.SparseCategoricalAccuracy(), keras.optimizers.Adam(0.01)
+    entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer.build(model.trainable_variables)
+    for step, x in enumerate(batches(4, 3)):
+        y = (x[:, 0] > 0).astype(np.int64)
+        with tf.GradientTape() as tape:
+            logits = model(x, training=True)
+            loss = entropy(y, logits)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        accuracy.update_state(y, logits)
+        if step % 10 == 9:
+            see(float(accuracy.result()), loss)
+            accuracy.reset_state()
+    return [model.get_weights(), accuracy.variables]
+
+
+class Bilinear(tf.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = matrix(3, 3)
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return tf.reduce_sum(x @ self.w * x, axis=1)
+
+
+def a_module_that_counts_and_is_exported(see):
+    module = Bilinear()
+    for x in batches(2, 3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(module(x)))
+        descend(tape, loss, module.trainable_variables)
+        see(loss)
+    module.serve = tf.function(module.__call__, input_signature=[tf.TensorSpec([None, 3])])
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder)
+        see(tf.saved_model.load(folder).serve(tf.ones([1, 3])))
+    return [module.w, module.calls]
+
+
+# -- control and data ------------------------------------------------------------------------------------------------
+def a_tree_network(see):
+    w, leaf = matrix(6, 3), matrix(5, 3)
+    trees = [(0, (1, 2)), ((3, 4), (0, 1)), ((1, 1), 2)]
+
+    def encode(tree):
+        if isinstance(tree, int):
+            return leaf[tree][None]
+        return tf.tanh(tf.concat([encode(tree[0]), encode(tree[1])], axis=1) @ w)
+
+    for step in range(STEPS + 10):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(encode(trees[step % 3]) - 0.3))
+        found = tape.gradient(loss, [w, leaf])
+        w.assign_sub(0.1 * found[0])
+        leaf.assign_sub(0.1 * tf.convert_to_tensor(found[1]))
+        see(loss)
+    return [w, leaf]
+
+
+def a_reinforcement_loop_that_reads_each_action(see):
+    w, rng = matrix(3, 2), np.random.default_rng(6)
+    state = np.ones(3, np.float32)
+    for _ in range(STEPS):
+        with tf.GradientTape() as tape:
+            logits = tf.constant(state)[None] @ w
+            action = int(tf.random.categorical(logits, 1, seed=1)[0, 0])
+            state = np.tanh(state + (0.3 if action else -0.3) * rng.normal(size=3)).astype(np.float32)
+            loss = -tf.nn.log_softmax(logits)[0, action] * float(state.sum())
+        descend(tape, loss, [w])
+        see(action, loss)
+    return w
+
+
+def inner_loops_of_meta_learning(see):
+    w = matrix(3, 1)
+    for x in batches(2, 3):
+        with tf.GradientTape() as outer:
+            fast = tf.identity(w)
+            for _ in range(2):
+                with tf.GradientTape() as inner:
+                    inner.watch(fast)
+                    loss = tf.reduce_mean(tf.square(x @ fast - 1.0))
+                fast = fast - 0.1 * inner.gradient(loss, fast)
+            meta = tf.reduce_mean(tf.square(x @ fast + 0.5))
+        descend(outer, meta, [w])
+        see(meta)
+    return w
+
+
+def sequences_of_changing_length(see):
+    w, rng = matrix(3, 3), np.random.default_rng(3)
+    for _ in range(STEPS + 20):
+        x = rng.normal(size=(int(rng.integers(2, 5)), 1, 3)).astype(np.float32)
+        with tf.GradientTape() as tape:
+            h = tf.zeros([1, 3])
+            for frame in tf.unstack(tf.constant(x)):
+                h = tf.tanh(frame + h @ w)
+            loss = tf.reduce_mean(tf.square(h - 0.5))
+        descend(tape, loss, [w])
+        see(loss)
+    return w
+
+
+def exceptions_steer_the_step(see):
+    class Skip(Exception):
+        pass
+
+    def part(x, w, step):
+        y = tf.tanh(x @ w)
+        if step % 4 == 3:
+            raise Skip(step)
+        return y
+
+    w = matrix(3, 3)
+    for step, x in enumerate(batches(2, 3, steps=STEPS + 10)):
+        try:
+            w.assign_sub(0.01 * tf.matmul(x, part(x, w, step), transpose_a=True))
+        except Skip as skip:
+            w.assign_add(0.001 * tf.ones([3, 3]))
+            see(skip.args)
+        finally:
+            see(tf.reduce_sum(w))
+    return w
+
+
+def ragged_sparse_string_and_complex_tensors(see):
+    w = matrix(3, 3)
+    for step, x in enumerate(batches(4, 3)):
+        ragged = tf.RaggedTensor.from_row_lengths(x, [1, 3])
+        sparse = tf.sparse.from_dense(tf.nn.relu(tf.constant([[1.0, 0.0, 2.0]])))
+        spectrum = tf.signal.fft(tf.cast(tf.constant(x), tf.complex64))
+        w.assign_sub(0.01 * tf.matmul(tf.constant(x), tf.math.abs(spectrum), transpose_a=True))
+        see(tf.reduce_sum(ragged, axis=1), tf.sparse.sparse_dense_matmul(sparse, w))
+        see(tf.strings.join(["step", tf.strings.as_string(step)]))
+    return w
+
+
+def a_dataset_that_ends_and_begins_again(see):
+    w = matrix(3, 3)
+    data = tf.data.Dataset.from_tensor_slices(np.stack(batches(3))).shuffle(9, seed=2).batch(7)
+    for _ in range(6):
+        for x in data:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(x @ w - 1.0))
+            descend(tape, loss, [w])
+            see(loss)
+    return w
+
+
+def numpy_functions_between(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        y = tf.numpy_function(lambda a: np.sort(a, axis=1), [tf.constant(x) @ w], tf.float32)
+        w.assign_sub(0.01 * tf.matmul(x, tf.ensure_shape(y, [2, 3]), transpose_a=True))
+        see(y)
+    return w
+
+
+def a_function_of_tensorflow_in_the_step(see):
+    w = matrix(3, 3)
+    activate = tf.function(lambda x: tf.tanh(x) * 0.5)
+    for x in batches(2, 3):
+        w.assign_sub(0.01 * tf.matmul(x, activate(x @ w), transpose_a=True))
+        see(tf.reduce_sum(w))
+    return w
+
+
+def maps_and_loops_of_tensorflow(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        with tf.GradientTape() as tape:
+            y = tf.map_fn(lambda row: tf.tanh(tf.linalg.matvec(w, row)), tf.constant(x))
+            _, total = tf.while_loop(
+                lambda i, _: i < 3,
+                lambda i, total, y=y: (i + 1, total * 0.5 + tf.reduce_mean(y)),
+                [0, tf.constant(0.0)],
+            )
+        descend(tape, total, [w])
+        see(total)
+    return w
+
+
+def a_vectorized_map(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        y = tf.vectorized_map(lambda row: tf.tanh(tf.linalg.matvec(w, row)), tf.constant(x))
+        w.assign_sub(0.01 * tf.matmul(x, y, transpose_a=True))
+        see(y)
+    return w
+
+
+def fit_with_callbacks(see):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+            self.history_of_losses = []
+
+        def call(self, x, training=False):
+            return self.dense(x)
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(x, training=True) - y))
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            self.history_of_losses.append(loss)
+            return {"loss": loss}
+
+    class Halve(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.1 / (epoch + 1)
+            see(logs["loss"])
+
+    model = Model()
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.5), run_eagerly=True)
+    x = np.concatenate(batches(2, 3))
+    model.fit(x, x[:, :1], batch_size=8, epochs=5, verbose=0, callbacks=[Halve()], shuffle=False)
+    return [model.get_weights(), model.history_of_losses]
+
+
+# -- the interpreter -------------------------------------------------------------------------------------------------
+def a_loader_in_a_thread(see):
+    w, ready = matrix(3, 3), queue.Queue(3)
+
+    def load():
+        for x in batches(2, 3):
+            ready.put(x * 0.5)
+        ready.put(None)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    while (x := ready.get()) is not None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(x @ w))
+        descend(tape, loss, [w])
+        see(loss)
+    thread.join()
+    return w
+
+
+def values_read_by_a_pool(see):
+    w = matrix(3, 3)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waiting = []
+        for x in batches(2, 3):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(x @ w))
+            descend(tape, loss, [w])
+            waiting.append(pool.submit(float, loss))
+        see([future.result() for future in waiting])
+    return w
+
+
+def steps_of_asyncio(see):
+    w = matrix(3, 3)
+
+    async def train():
+        for x in batches(2, 3):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(x @ w))
+            descend(tape, loss, [w])
+            await asyncio.sleep(0)
+            see(loss)
+
+    asyncio.run(train())
+    return w
+
+
+def copies_pickles_and_weak_references(see):
+    w, seen = matrix(3, 3), []
+    for step, x in enumerate(batches(2, 3)):
+        y = tf.tanh(x @ w)
+        reference = weakref.ref(y)
+        twin = copy.deepcopy(y)
+        w.assign_sub(0.01 * tf.matmul(x, pickle.loads(pickle.dumps(y)) + twin - y, transpose_a=True))
+        seen.append((reference() is y, len({y.ref(), y.ref()})))
+        del y
+        if step % 9 == 0:
+            gc.collect()
+        seen.append(reference() is None)
+    see(seen)
+    return w
+
+
+def a_profiler_around_some_steps(see):
+    w = matrix(3, 3)
+    profiler = cProfile.Profile()
+    for step, x in enumerate(batches(2, 3)):
+        if step == 20:
+            profiler.enable()
+        if step == 25:
+            profiler.disable()
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(x @ w))
+        descend(tape, loss, [w])
+        see(loss)
+    return w
+
+
+def iterators_of_python(see):
+    w = matrix(3, 3)
+    pairs = zip(itertools.cycle([1.0, 0.5]), map(tf.constant, batches(2, 3)), strict=False)
+    for factor, x in pairs:
+        parts = [tf.tanh(row) * factor for row in x]
+        w.assign_sub(0.01 * tf.reduce_sum(tf.stack([part * w for part in parts]), axis=0))
+        see({f"part {n}": part for n, part in enumerate(parts)})
+    return w
+
+
+def a_variable_that_is_replaced(see):
+    box = {"w": matrix(3, 3)}
+    for step, x in enumerate(batches(2, 3, steps=STEPS + 20)):
+        if step == 30:
+            box["w"] = tf.Variable(box["w"] * 0.5)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(x @ box["w"]))
+        descend(tape, loss, [box["w"]])
+        see(loss)
+    return box["w"]
+
+
+CO_EXECUTED = [
+    a_tape_that_is_reset,
+    a_tape_that_watches_only_what_it_is_told,
+    third_derivatives,
+    output_gradients_and_targets_in_lists,
+    a_jacobian,
+    scatters_into_a_variable,
+    a_sliced_variable_is_assigned,
+    an_average_by_hand_and_one_of_tensorflow,
+    a_generator_of_random_numbers,
+    stateless_random_numbers,
+    a_lookup_table,
+    a_tensor_array,
+    a_queue,
+    checkpoints_are_written_and_read,
+    keras_weights_set_by_hand,
+    mixed_precision_with_loss_scaling,
+    metrics_and_batch_normalisation,
+    a_module_that_counts_and_is_exported,
+    a_tree_network,
+    a_reinforcement_loop_that_reads_each_action,
+    inner_loops_of_meta_learning,
+    sequences_of_changing_length,
+    exceptions_steer_the_step,
+    ragged_sparse_string_and_complex_tensors,
+    a_dataset_that_ends_and_begins_again,
+    numpy_functions_between,
+    a_function_of_tensorflow_in_the_step,
+    maps_and_loops_of_tensorflow,
+    fit_with_callbacks,
+    a_loader_in_a_thread,
+    values_read_by_a_pool,
+    steps_of_asyncio,
+    copies_pickles_and_weak_references,
+    a_profiler_around_some_steps,
+    iterators_of_python,
+    a_variable_that_is_replaced,
+]
+EXPLAINED = {
+    a_batch_jacobian_with_pfor: Reason.UNSETTLED,
+    forward_mode: Reason.NATIVE_EFFECT,
+    a_vectorized_map: Reason.UNSETTLED,
+}
+
+
+@pytest.mark.parametrize("program", CO_EXECUTED, ids=lambda program: program.__name__)
+def test_it_is_co_executed(program):
+    both_ways(program, co_executed=15)
+
+
+@pytest.mark.parametrize("program", EXPLAINED, ids=lambda program: program.__name__)
+def test_it_is_explained(program):
+    report = both_ways(program, co_executed=0)
+    told = {fallback["reason"] for fallback in report["fallbacks"]}
+    told |= {anchor["given_up"].partition(":")[0] for anchor in report["anchors"] if anchor["given_up"]}
+    assert EXPLAINED[program] in told
