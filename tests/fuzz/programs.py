@@ -30,6 +30,10 @@ def program(see):
     def chain(a, depth):
         return a if depth == 0 else tf.tanh(chain(a, depth - 1) @ u)
 
+    @tf.function(autograph=False)
+    def compiled(a):
+        return tf.tanh(a @ v) * 0.5
+
     def scaled(tensors):
         for tensor in tensors:
             yield tensor * box.scale
@@ -129,6 +133,8 @@ class _Writer:
             f"tf.cond(tf.reduce_sum({one}) > 0.0, lambda: {one} * 0.5, lambda: tf.tanh({other}))",
             f"tf.map_fn(tf.tanh, {one})",
             f"tf.clip_by_norm({one}, 1.0)",
+            f"compiled({one})",
+            f"tf.stack([tf.tanh(row) for row in {one}])",
             f"tf.math.cumsum(tf.tanh({one}), axis={self._one_of('0', '1')}) * 0.3",
         )
 
@@ -205,7 +211,10 @@ class _Writer:
         self.line(indent, text)
 
     def _write(self, scope: _Scope, indent: int) -> None:
-        variable = self._one_of("u", "v")
+        variable = self._one_of("u", "v", "u", "v", "u", "v", "v[step % 3]")
+        if "[" in variable:
+            self.line(indent, f"{variable}.assign(tf.tanh({self.tensor(scope, 'square')})[0])")
+            return
         how = self._one_of("assign({})", "assign_add(0.1 * {})", "assign_sub(0.1 * {})")
         self.line(indent, f"{variable}.{how.format(self.operation(scope, 'square'))}")
 
@@ -280,7 +289,11 @@ class _Writer:
                 self.line(indent, f"with {tape}:")
                 self.line(indent + 1, f"{found}y = {target}")
                 target = f"{found}y"
-            self.line(indent, f"{found} = {tape}.gradient({target}, [{', '.join(sources)}])")
+            options = self._one_of("", "", "", ", output_gradients={}", ", unconnected_gradients='zero'")
+            options = options.format(self.tensor(scope, "scalar")) if target == loss else ""
+            if "step" in options or "box" in options:
+                options = options.replace("output_gradients=", "output_gradients=tf.constant(") + ")"
+            self.line(indent, f"{found} = {tape}.gradient({target}, [{', '.join(sources)}]{options})")
             self.line(indent, f"u.assign_sub(0.05 * tf.tanh({found}[0]))")
             if self._draw(st.booleans()):
                 self.line(indent, f"see({found}[-1])")
