@@ -7,11 +7,13 @@ import gc
 import inspect
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import context
 
 import terra_cx
 from terra_cx import session as sessions
@@ -355,3 +357,23 @@ def test_probes_of_an_earlier_session_are_none_of_a_later_ones():
     with terra_cx.co_execute() as session:
         assert loop() == STEPS
     assert session.report()["internal_errors"] == 0
+
+
+def test_a_session_that_is_over_is_freed_and_so_are_its_graphs():
+    """A notebook has many sessions in one process."""
+
+    def functions():
+        """Not those that TensorFlow makes of eager ops."""
+        return {name for name in context.context().list_function_names() if "__wrapped__" not in name}
+
+    before = functions()
+    with terra_cx.co_execute(quiet=True) as session:
+        variable = marked()
+    assert session.report()["regions"]["co_executed"] > 0
+    assert functions() > before
+    ended = weakref.ref(session)
+    del session
+    gc.collect()
+    assert ended() is None
+    assert functions() == before
+    assert np.isfinite(variable.numpy()).all()

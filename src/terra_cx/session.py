@@ -15,6 +15,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -65,6 +66,22 @@ _current: Session | None = None
 def current() -> Session | None:
     """The session of this process, if one is started."""
     return _current
+
+
+@functools.cache
+def _follow_process() -> None:
+    """Have the session of the moment hear of forks and of the interpreter's end.
+
+    Once and for all: what is registered there stays for ever, and must not keep every session alive that ever was.
+    """
+
+    def tell(what: Callable[[Session], None]) -> Callable[[], None]:
+        return lambda: what(_current) if _current is not None else None
+
+    os.register_at_fork(before=tell(Session.before_fork), after_in_child=tell(Session.after_fork))
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:
+        register(tell(Session.at_exit))
 
 
 class Session:
@@ -124,10 +141,7 @@ class Session:
         self.user.install(self.table)
         self.inplace.adapt()
         self.originals.adapt()
-        os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
-        register = getattr(threading, "_register_atexit", None)
-        if register is not None:
-            register(self._at_exit)
+        _follow_process()
 
     @property
     def started(self) -> bool:
@@ -169,11 +183,13 @@ class Session:
             # in.
             self.conductor.boundary.use(self.conductor.boundary.passive)
 
-    def _at_exit(self) -> None:
+    def at_exit(self) -> None:
+        """The interpreter ends; its threads are about to be joined."""
         if self.conductor is not None:
             self.conductor.close()
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
+        """The process is about to fork, on whichever thread."""
         if (
             self._started
             and self.conductor is not None
@@ -182,7 +198,8 @@ class Session:
         ):
             self.conductor.pause()
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """This process is a forked child."""
         # A forked child has no graph runner: it goes on in plain eager.
         if self._started:
             self._broken = True
