@@ -43,7 +43,7 @@ def run(file, mode, folder):
     environment = os.environ | {
         "PEERS_MODE": mode,
         "PEERS_RESULT": str(result),
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH")))),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TERRA_PACE": "overlapped",
     }
