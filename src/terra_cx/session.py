@@ -121,6 +121,8 @@ class Session:
         self._started = False
         self._broken = False
         self._told = False
+        self._inside = False
+        """Whether a probe is being answered: one that comes meanwhile, from a finaliser or a profiler, is ignored."""
         self._marked: dict[tuple[CodeType, int], int] = {}
         self._record: Record | None = None
 
@@ -310,7 +312,7 @@ class Session:
 
     def _active_probe(self, anchor_id: int) -> None:
         conductor = self.conductor
-        if conductor is None or threading.get_ident() != self.owner:
+        if conductor is None or threading.get_ident() != self.owner or self._inside:
             return
         anchor = conductor.anchors.get(anchor_id)
         if anchor is None and anchor_id not in self.table:
@@ -391,6 +393,7 @@ class Session:
     # -- failures of our own ---------------------------------------------------------------------------------
     def _guarded(self, function: Any, *args: Any) -> None:
         """Call ``function``; the program's own deferred errors pass, ours end co-execution."""
+        self._inside = True
         try:
             function(*args)
         except BaseException as error:
@@ -400,6 +403,8 @@ class Session:
                 raise  # Ctrl-C while waiting
             self._internal("co-execution", error)
             self._retreat()
+        finally:
+            self._inside = False
 
     def _retreat(self) -> None:
         self._broken = True

@@ -144,7 +144,7 @@ def test_a_woken_receiver_waits_again_if_another_was_quicker():
         sequence.at("steal")
         with channel._lock:  # nobody else gets in between: the item is gone when the woken receiver looks
             channel._items.append("first")
-            channel._wake(channel._receivers)
+            channel._receivers.wake()
             assert channel._items.popleft() == "first"
         sequence.at("give")
         channel.send("second")

@@ -17,15 +17,13 @@ class State(IntEnum):
 
     OPEN = 0
     """Python is still validating it."""
-    TAKEN = 1
-    """The owner thread executes it itself, because the region leaves the TraceGraph."""
-    SENT = 2
+    SENT = 1
     """It was handed to the graph runner."""
-    DONE = 3
+    DONE = 2
     """Its live slots are filled."""
-    FAILED = 4
+    FAILED = 3
     """One of its ops failed; slots before that op are filled, the others hold the error."""
-    DROPPED = 5
+    DROPPED = 4
     """It never ran, because an earlier run failed."""
 
 

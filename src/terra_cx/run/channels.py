@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Generic, TypeVar
 
 from terra_cx.errors import TerraError
@@ -59,6 +60,40 @@ class Statistics:
     closed: bool
 
 
+class _Waiters:
+    """The threads that wait on one side of a channel, in the order in which they came; used under the channel's lock.
+
+    Each waits on a ticket, a lock of its own. A ticket is taken out and released in one call of native code: a signal
+    handler that raised between the two would leave a thread that nobody ever wakes.
+    """
+
+    def __init__(self) -> None:
+        self._tickets: deque[threading.Lock] = deque()
+        self._woken = map(methodcaller("release"), iter(self._tickets.popleft, None))
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def join(self) -> threading.Lock:
+        """A new ticket, at the end."""
+        ticket = threading.Lock()
+        ticket.acquire()
+        self._tickets.append(ticket)
+        return ticket
+
+    def wake(self) -> None:
+        """Wake the first, if anybody waits."""
+        if self._tickets:
+            next(self._woken)
+
+    def leave(self, ticket: threading.Lock) -> None:
+        """Its thread does not wait any more: give the ticket back, or pass a wake-up on that was already its own."""
+        if ticket in self._tickets:
+            self._tickets.remove(ticket)
+        else:
+            self.wake()
+
+
 class Channel(Generic[T]):
     """A bounded queue between two threads; see the module's guarantees."""
 
@@ -75,8 +110,8 @@ class Channel(Generic[T]):
         self.capacity = capacity
         self._items: deque[T] = deque()
         self._lock = threading.Lock()
-        self._senders: deque[threading.Lock] = deque()
-        self._receivers: deque[threading.Lock] = deque()
+        self._senders = _Waiters()
+        self._receivers = _Waiters()
         self._error: ChannelError | None = None
         self._sent = self._received = self._max_depth = 0
         self._send_wait = self._receive_wait = 0.0
@@ -99,11 +134,11 @@ class Channel(Generic[T]):
                     self._items.append(item)
                     self._sent += 1
                     self._max_depth = max(self._max_depth, len(self._items))
-                    self._wake(self._receivers)
+                    self._receivers.wake()
                     return
                 if not block:
                     raise WouldBlock(f"channel {self.name!r} is full ({self.capacity})")
-                ticket = self._ticket(self._senders)
+                ticket = self._senders.join()
             self._send_wait += self._wait(ticket, self._senders, "send to")
 
     def receive(self, *, block: bool = True) -> T:
@@ -119,13 +154,13 @@ class Channel(Generic[T]):
                 if self._items and not isinstance(self._error, Broken):
                     item = self._items.popleft()
                     self._received += 1
-                    self._wake(self._senders)
+                    self._senders.wake()
                     return item
                 if self._error is not None:
                     raise self._error
                 if not block:
                     raise WouldBlock(f"channel {self.name!r} is empty")
-                ticket = self._ticket(self._receivers)
+                ticket = self._receivers.join()
             self._receive_wait += self._wait(ticket, self._receivers, "receive from")
 
     def close(self) -> None:
@@ -142,10 +177,9 @@ class Channel(Generic[T]):
         with self._lock:
             if self._error is None or isinstance(error, Broken):
                 self._error = error
-            while self._senders:
-                self._senders.popleft().release()
-            while self._receivers:
-                self._receivers.popleft().release()
+            for waiters in (self._senders, self._receivers):
+                while waiters:
+                    waiters.wake()
 
     def statistics(self) -> Statistics:
         """A snapshot of the counters."""
@@ -162,19 +196,7 @@ class Channel(Generic[T]):
                 self._error is not None,
             )
 
-    @staticmethod
-    def _ticket(queue: deque[threading.Lock]) -> threading.Lock:
-        ticket = threading.Lock()
-        ticket.acquire()
-        queue.append(ticket)
-        return ticket
-
-    @staticmethod
-    def _wake(queue: deque[threading.Lock]) -> None:
-        if queue:
-            queue.popleft().release()
-
-    def _wait(self, ticket: threading.Lock, queue: deque[threading.Lock], what: str) -> float:
+    def _wait(self, ticket: threading.Lock, waiters: _Waiters, what: str) -> float:
         start = time.perf_counter()
         try:
             if self._watchdog is None:
@@ -184,11 +206,7 @@ class Channel(Generic[T]):
                     self._on_stall(f"{what} channel {self.name!r}")
                 ticket.acquire()
         except BaseException:
-            # Ctrl-C while waiting: give the ticket back, or pass on a wake-up that was already ours.
-            with self._lock:
-                if ticket in queue:
-                    queue.remove(ticket)
-                else:
-                    self._wake(queue)
+            with self._lock:  # Ctrl-C while waiting
+                waiters.leave(ticket)
             raise
         return time.perf_counter() - start

@@ -22,6 +22,7 @@ from terra_cx.run.handover import Handover
 from terra_cx.run.pace import Manner
 from terra_cx.run.skeleton import Diverge, Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
+from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.tf.boundary import Boundary
 from terra_cx.tf.native import REAL
 from terra_cx.trace.recorder import Recorder
@@ -143,9 +144,9 @@ class Conductor:
                 return
             self.handover.take_turns(manner is Manner.TURNS)
             skeleton = self._skeleton(anchor)
-            skeleton.begin()
-            self.skeleton = skeleton
             self.switch.shorten()
+            self.skeleton = skeleton
+            skeleton.begin()
             self.boundary.use(skeleton)
             return
         self._record()
@@ -164,25 +165,26 @@ class Conductor:
     def _skeleton(self, anchor: ActiveAnchor) -> Skeleton:
         found = self._skeletons.get(id(anchor))
         if found is None or found.graph is not anchor.graph:
-            found = Skeleton(
+            found = made = Skeleton(
                 anchor.graph,
                 anchor.block_for,
                 self.handover,
-                self.on_divergence,
+                lambda divergence: self.on_divergence(made, divergence),
                 sync_errors=self.options.sync_errors,
             )
-            made = self._skeletons[id(anchor)] = found
             found.rebuild = lambda: rebuild(made)
+            self._skeletons[id(anchor)] = found
         return found
 
     def _record(self) -> Recorder:
         recorder = Recorder(self.observer.locate, self.observer.user_mark)
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
-        self.recorder = recorder
-        self.observer.start(self._frame)
-        self.boundary.watch_reads(recorder.fetched)
-        self.boundary.use(recorder)
+        with Uninterrupted():
+            self.recorder = recorder
+            self.observer.start(self._frame)
+            self.boundary.watch_reads(recorder.fetched)
+            self.boundary.use(recorder)
         return recorder
 
     # -- the end of a region -------------------------------------------------------------------------------------
@@ -192,31 +194,37 @@ class Conductor:
         Raises:
             BaseException: a deferred kernel error of the program.
         """
-        anchor, self.current = self.current, None
+        anchor, skeleton, recorder = self.current, self.skeleton, self.recorder
         if anchor is None:
             return
-        skeleton, recorder = self.skeleton, self.recorder
-        self.skeleton = self.recorder = None
-        seconds = time.perf_counter() - self._region_start
         if recorder is not None:
-            self._stop_recording()
-            if skeleton is not None:
-                skeleton.forget()
-            self._merge(anchor, recorder, skeleton, seconds)
+            with Uninterrupted():
+                self.current = self.skeleton = self.recorder = None
+                self._stop_recording()
+                if skeleton is not None:
+                    skeleton.forget()
+                self._merge(anchor, recorder, skeleton, time.perf_counter() - self._region_start)
         elif skeleton is not None:
             try:
                 skeleton.end()
-            except BaseException:
-                self.boundary.use(self.boundary.passive)  # the program's own error; nothing is open any more
-                raise
-            finally:
-                seconds = time.perf_counter() - self._region_start
-                anchor.co_executed(seconds, True)
-                self._paced(anchor, seconds)
+            except BaseException as error:
+                if error is self.raised:
+                    self.boundary.use(self.boundary.passive)  # the program's own; nothing is open any more
+                    self._ended(anchor)
+                raise  # Ctrl-C: the region is not over
+            self._ended(anchor)
         else:
+            self.current = None
             anchor.regions["eager"] += 1
             if anchor.stage is Stage.CO:
-                self._paced(anchor, seconds)
+                self._paced(anchor, time.perf_counter() - self._region_start)
+
+    def _ended(self, anchor: ActiveAnchor) -> None:
+        """A co-executed region is over. The skeleton is in charge until the next one begins."""
+        self.current = self.skeleton = None
+        seconds = time.perf_counter() - self._region_start
+        anchor.co_executed(seconds, True)
+        self._paced(anchor, seconds)
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
@@ -242,13 +250,14 @@ class Conductor:
         Raises:
             BaseException: a deferred kernel error of the program.
         """
-        recorder, self.recorder = self.recorder, None
-        skeleton, self.skeleton = self.skeleton, None
+        if self.recorder is not None:
+            with Uninterrupted():
+                self._stop_recording()
+                if self.skeleton is not None:
+                    self.skeleton.forget()
+                self.recorder = self.skeleton = self.current = None
+        self.pause()
         self.current = None
-        if recorder is not None:
-            self._stop_recording()
-            if skeleton is not None:
-                skeleton.forget()
         self.drain()
 
     def drain(self) -> None:
@@ -299,30 +308,42 @@ class Conductor:
             anchor.traced(not result.nothing_new)
 
     # -- divergence ----------------------------------------------------------------------------------------------
-    def on_divergence(self, divergence: Diverge) -> Any:
+    def on_divergence(self, skeleton: Skeleton, divergence: Diverge) -> Any:
         """The skeleton met something new: recover, and record the rest of the region.
 
         Returns:
             The handler that goes on.
 
         Raises:
-            BaseException: a kernel error of an op that Python has already issued.
+            BaseException: a kernel error of an op that Python has already issued; or what a signal handler of the
+                program raised, and then the skeleton is still in charge and will diverge again.
         """
-        skeleton, anchor = self.skeleton, self.current
-        assert skeleton is not None
-        assert anchor is not None
+        anchor = self.current
         start = time.perf_counter()
         line = user_line(sys._getframe(1))
-        self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
-        self.diverged_at = start
         try:
             recover(skeleton)
-        except BaseException:
-            # The program's own error: the region goes on eagerly, nothing is merged.
-            self.boundary.use(self.boundary.passive)
-            self.skeleton = self.current = None
-            anchor.co_executed(0.0, False)
+        except BaseException as error:
+            if error is self.raised and anchor is not None:
+                # The program's own error: the region goes on eagerly, nothing is merged.
+                self._fall_back(anchor, divergence, line)
+                self.boundary.use(self.boundary.passive)
+                self.skeleton = self.current = None
+                anchor.co_executed(0.0, False)
             raise
+        if anchor is None or skeleton is not self.skeleton:
+            # Between two regions, where a signal handler of the program has left us.
+            self.boundary.use(self.boundary.passive)
+            return self.boundary.passive
+        with Uninterrupted():
+            self._fall_back(anchor, divergence, line)
+            self.diverged_at = start
+            return self._record_rest(anchor, skeleton)
+
+    def _fall_back(self, anchor: ActiveAnchor, divergence: Diverge, line: str) -> None:
+        self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
+
+    def _record_rest(self, anchor: ActiveAnchor, skeleton: Skeleton) -> Recorder:
         recorder = self._record()
         for anchor_id, frame_id, code in self.visits:
             self.observer.loop_visited(anchor_id, frame_id, code)
@@ -333,20 +354,32 @@ class Conductor:
         prefix(skeleton, recorder)
         return recorder
 
+    def pause(self) -> None:
+        """Run what is pending and wait, because the process is about to fork, say; the region goes on eagerly.
+
+        Raises:
+            BaseException: a deferred kernel error of the program.
+        """
+        if self.skeleton is not None and self.recorder is None:
+            recover(self.skeleton)
+            self.boundary.use(self.boundary.passive)
+            self.skeleton = self.current = None
+
     def abandon(self) -> None:
         """Go back to plain eager for good, running whatever is validated but not dispatched."""
-        skeleton, recorder = self.skeleton, self.recorder
-        self.skeleton = self.recorder = self.current = None
-        if recorder is not None:
-            self._stop_recording()
-        elif skeleton is not None:
-            try:
-                recover(skeleton)
-            finally:
-                self.boundary.use(self.boundary.passive)
         for anchor in self.anchors.values():
             if anchor.stage is not Stage.GIVEN_UP:
                 anchor.give_up(Reason.INTERNAL_ERROR, "terra-cx failed, see above")
+        if self.recorder is not None:
+            with Uninterrupted():
+                self._stop_recording()
+                self.recorder = self.skeleton = self.current = None
+        try:
+            self.pause()
+        except Exception:
+            self.boundary.use(self.boundary.passive)
+            self.skeleton = self.current = None
+            raise
 
     def flush(self) -> None:
         """The program pauses or ends: run what is pending and wait for the runner.
@@ -371,17 +404,6 @@ class Conductor:
     def raised(self) -> BaseException | None:
         """The last deferred error of the program that was raised."""
         return self.runner.raised
-
-    def pause(self) -> None:
-        """Run what is pending and wait, because the process is about to fork; the region goes on eagerly.
-
-        Raises:
-            BaseException: a deferred kernel error of the program.
-        """
-        if self.skeleton is not None and self.recorder is None:
-            recover(self.skeleton)
-            self.boundary.use(self.boundary.passive)
-            self.skeleton = self.current = None
 
     def overlap(self) -> float | None:
         """The part of the graph runner's busy time in which Python was not waiting for it, 0 to 1."""

@@ -2,8 +2,8 @@
 
 Guarantees:
 
-* No effect is applied twice: what the runner has done is not done again, what it has not done is done here,
-  in order.
+* The graph runner does all that Python has issued, partial blocks included, and does it once. (An owner thread that
+  executed the open run itself could be interrupted in its middle, by Ctrl-C, and nobody knew how far it had come.)
 * While a tape can be asked, it is rebuilt: pure ops are executed again natively *with the recorded results*
   of reads, random draws and feeds, reads enter by ``TFE_Py_RecordGradient``, tape events are repeated at
   their places. Slots then hold the tensors that the tape knows (bit-identical to the ones before).
@@ -16,20 +16,12 @@ from __future__ import annotations
 from typing import Any
 
 from terra_cx.compile.blocks import KNOWN, LOCAL, PARAM
-from terra_cx.run.block_run import BlockRun, State
+from terra_cx.run.block_run import BlockRun
 from terra_cx.run.checks import flat_checks
-from terra_cx.run.eager import (
-    OpFailed,
-    annotate,
-    call_native,
-    do_draw,
-    feeds_of,
-    inputs_of,
-    run_eagerly,
-    settle,
-)
+from terra_cx.run.eager import call_native, feeds_of, inputs_of
 from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.skeleton import Skeleton
+from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.tf.native import REAL, record_gradient
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Slot, Spec
@@ -38,68 +30,54 @@ from terra_cx.trace.records import Call, Captured, Known, Local, Ref, Resource, 
 
 __all__ = ["prefix", "rebuild", "recover"]
 
-_OPEN, _TAKEN = State.OPEN, State.TAKEN
-
 
 def recover(skeleton: Skeleton) -> None:
-    """Drain the runner, run what is validated but not dispatched, rebuild the tapes that can still be asked.
+    """Have everything done that Python has issued, then rebuild the tapes that can still be asked.
+
+    The first part waits and can be interrupted; it can then be done again. The second part cannot: no signal handler of
+    the program runs in its middle.
 
     Raises:
-        BaseException: a kernel error of an op that Python has already issued.
+        BaseException: a kernel error of an op that Python has already issued; the tapes are rebuilt all the same, for
+            the program may catch it under them.
     """
-    run = skeleton.run
-    if run is not None and run.pos == 0:
-        run = skeleton.run = skeleton.step = None
-    if run is not None:
-        # No call between the test and the claim: another thread may just want the run handed over.
-        if run.state is _OPEN:
-            run.state = _TAKEN
-        else:
-            skeleton.dispatch()
-            run = None
-    skeleton.drain()
+    skeleton.dispatch()
+    try:
+        skeleton.drain()
+    except BaseException as error:
+        if error is skeleton.handover.runner.raised:
+            _rebuild_all(skeleton)
+        raise
+    _rebuild_all(skeleton)
+
+
+def _rebuild_all(skeleton: Skeleton) -> None:
     rebuild(skeleton)
     if skeleton.log.tapes and skeleton.log.askable():
-        _Replay(skeleton.log, skeleton).go()
-    if run is not None:
-        if run.state is _TAKEN:
-            _run_pending(run, skeleton)
-        skeleton.log.position = run.position
-        skeleton.previous = skeleton.here()
-        skeleton.run = skeleton.step = None
+        with Uninterrupted():
+            _Replay(skeleton.log).go()
 
 
 def rebuild(skeleton: Skeleton) -> None:
     """Make the tapes of past regions that can still be asked native; everything handed over must be done."""
-    kept, skeleton.kept = skeleton.kept, []
-    for log in kept:
-        if log.askable():
-            _Replay(log, skeleton).go()
-        for run in log.runs:
-            run.keep = False
-            run.region_over()
-
-
-def _run_pending(run: BlockRun, skeleton: Skeleton) -> None:
-    run.keep = True
-    try:
-        settle(run, run_eagerly(run, feeds_of(run)))
-    except OpFailed as failure:
-        run.fail(annotate(failure.error, failure.step))
-        skeleton.handover.runner.raised = failure.error
-        raise failure.error from None
-    run.finish(State.DONE)
+    if not skeleton.kept:
+        return
+    with Uninterrupted():
+        kept, skeleton.kept = skeleton.kept, []
+        for log in kept:
+            if log.askable():
+                _Replay(log).go()
+            for run in log.runs:
+                run.keep = False
+                run.region_over()
 
 
 class _Replay:
     """Repeats a region's log on the owner thread so that the native tapes hold what they would in eager."""
 
-    def __init__(self, log: RegionLog, skeleton: Skeleton) -> None:
+    def __init__(self, log: RegionLog) -> None:
         self.log = log
-        self.skeleton = skeleton
         self.events = list(log.events)
-        self.active: list[Any] = []
-        self.stopped = False
 
     def go(self) -> None:
         """Do it; afterwards the tape set of this thread is as it was."""
@@ -110,7 +88,7 @@ class _Replay:
         if REAL["TFE_Py_TapeSetIsStopped"]():
             REAL["TFE_Py_TapeSetRestartOnThread"]()
         for run in log.runs:
-            if run.state is _TAKEN or run.position > first:
+            if run.position > first:
                 self._run(run)
             else:
                 self._events_until(run.position)
@@ -147,50 +125,32 @@ class _Replay:
             REAL[name](op, [_real(item) for item in outputs], [_real(item) for item in inputs], *rest)
 
     def _run(self, run: BlockRun) -> None:
-        """Repeat one run; a run that was never dispatched really runs here."""
-        fresh = run.state is _TAKEN
+        """Tell the tapes of one run's ops: pure ones are executed again, effects are not."""
         block = run.block
         feeds = feeds_of(run)
         values: list[Any] = [None] * block.flat
         run.keep = True
         for step in block.steps[: run.pos]:
-            try:
-                if step.kind is Kind.DRAW:
-                    self._events_until(run.start + step.position)
-                    numbers = [block.draws[step.base + index] for index in range(len(step.specs))]
-                    drawn = (
-                        do_draw(run.draws[step.base])
-                        if fresh
-                        else self._recorded(run, step.base, len(step.specs))
-                    )
-                    for index, (number, value) in enumerate(zip(numbers, drawn, strict=True)):
-                        feeds[number] = values[step.base + index] = value
-                        self._settle(run, step.base + index, value)
+            self._events_until(run.start + step.position)
+            if step.kind is Kind.DRAW:
+                for index, value in enumerate(self._recorded(run, step.base, len(step.specs))):
+                    feeds[block.draws[step.base + index]] = values[step.base + index] = value
+                continue
+            for op in block.ops[step.ops[0] : step.ops[1]]:
+                inputs = inputs_of(op, values, feeds)
+                if op.kind is Kind.PURE:
+                    results = call_native(op, inputs)
+                    if op.form == "E" and not REAL["TFE_Py_TapeSetIsEmpty"]():
+                        # The fast path tells the tapes itself; on the slow path generated Python code does.
+                        record_gradient(op.op, inputs, op.attrs, results)
+                elif op.kind is Kind.READ:
+                    results = self._recorded(run, op.base, len(op.specs))
+                    record_gradient(op.op, inputs, op.attrs, results)
+                else:
                     continue
-                self._events_until(run.start + step.position)
-                for op in block.ops[step.ops[0] : step.ops[1]]:
-                    if fresh or op.kind is Kind.PURE:
-                        inputs = inputs_of(op, values, feeds)
-                        results = call_native(op, inputs)
-                        if op.form == "E" and not REAL["TFE_Py_TapeSetIsEmpty"]():
-                            # The fast path tells the tapes itself; on the slow path generated Python code
-                            # does.
-                            record_gradient(op.op, inputs, op.attrs, results)
-                    elif op.kind is Kind.READ:
-                        results = self._recorded(run, op.base, len(op.specs))
-                        record_gradient(op.op, inputs_of(op, values, feeds), op.attrs, results)
-                    else:
-                        continue
-                    for index, value in enumerate(results):
-                        values[op.base + index] = value
-                        self._settle(run, op.base + index, value)
-            except BaseException as error:
-                self._events_until(None)
-                run.fail(annotate(error, step))
-                self.skeleton.handover.runner.raised = error
-                raise
-        if fresh:
-            run.finish(State.DONE)
+                for index, value in enumerate(results):
+                    values[op.base + index] = value
+                    self._settle(run, op.base + index, value)
 
     @staticmethod
     def _recorded(run: BlockRun, base: int, count: int) -> list[Any]:

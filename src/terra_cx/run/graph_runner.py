@@ -9,7 +9,8 @@ Guarantees:
 * A run's slots are filled before its waiter is woken.
 * The thread is no daemon (a daemon inside TensorFlow crashes the interpreter's exit); `close` ends it, and is also
   registered to run before the interpreter joins its threads.
-* An error of our own while executing a run is caught: the run is replayed op by op, the block stays eager.
+* An error of our own while a block is compiled is caught: the run was done op by op, the block stays eager. Any other
+  comes out in Python, for nobody could say what of the run was done; the thread goes on.
 """
 
 from __future__ import annotations
@@ -93,13 +94,25 @@ class GraphRunner:
     def _main(self) -> None:
         while True:
             try:
+                self._serve()
+                return
+            except BaseException as error:  # noqa: BLE001  # somebody raised it in this thread, or memory has run out
+                self.internal("the graph runner", error)
+                run, self.current = self.current, None
+                if run is not None and run.state <= State.SENT:
+                    self._fail(run, error)
+
+    def _serve(self) -> None:
+        """Execute runs until the path channel is closed."""
+        while True:
+            try:
                 run = self.path.receive()
             except ChannelError:
                 return
+            self.current = run
             if run.state > State.SENT:
                 continue
             start = time.perf_counter()
-            self.current = run
             failed = self.failed
             if failed is not None:
                 assert failed.error is not None
@@ -109,6 +122,11 @@ class GraphRunner:
             self.current = None
             self.statistics.busy += time.perf_counter() - start
             del run, failed
+
+    def _fail(self, run: BlockRun, error: BaseException) -> None:
+        """Nobody can say how far ``run`` has come: Python meets the error."""
+        self.failed = run
+        run.fail(error)
 
     def _execute(self, run: BlockRun) -> None:
         try:
@@ -121,8 +139,7 @@ class GraphRunner:
             return
         except BaseException as error:  # noqa: BLE001  # reaches the owner thread
             self.internal(f"graph runner, block at {run.block.line}", error)
-            run.fail(error)
-            self.failed = run
+            self._fail(run, error)
             return
         run.finish(State.DONE)
 

@@ -144,20 +144,32 @@ class Skeleton(Taping):
             if not run.complete:
                 self.graph.cut(self.here(), "region end")
             self.dispatch()
-        self.previous.ends += 1
-        self.keep_logs()
-        if self.handover.region_over() or self.handover.runner.failed is not None:
-            self.drain()
+        try:
+            if self.handover.region_over() or self.handover.runner.failed is not None:
+                self.drain()
+        except BaseException as error:
+            if error is self.handover.runner.raised:
+                self.conclude()
+            raise  # Ctrl-C in a wait: the region is not over, and its next op diverges
+        self.conclude()
 
-    def keep_logs(self) -> None:
-        """Keep the logs of regions whose tapes can still be asked, let go of all others."""
-        for log in (*self.kept, self.log):
-            if not (log.tapes and log.askable()):
+    def conclude(self) -> None:
+        """The region is over: keep the logs whose tapes can still be asked, let go of all others."""
+        logs = (*self.kept, self.log)
+        kept = [log for log in logs if log.tapes and log.askable()]
+        following, last, nowhere = RegionLog(self.log.number), self.previous, self.nowhere
+        # No call from here to the end of the change: Ctrl-C leaves the region open, or finds it over.
+        self.kept = kept
+        self.log = following
+        self.previous = nowhere
+        # Changed.
+        last.ends += 1
+        for log in logs:
+            if log not in kept:
                 for run in log.runs:
                     run.keep = False
                     run.region_over()
-        self.kept = [log for log in (*self.kept, self.log) if log.tapes and log.askable()]
-        if len(self.kept) > _KEPT:
+        if len(kept) > _KEPT:
             self.drain()
             self.rebuild()
 
@@ -178,7 +190,7 @@ class Skeleton(Taping):
         error = self.handover.runner.take_error()
         if error is not None:
             run = self.run
-            if run is not None and run.state <= State.TAKEN:
+            if run is not None and run.state is _OPEN:
                 run.fail(error, State.DROPPED)
             self.run = self.step = None
             # What never ran is not part of the region, and must not be repeated should a tape be rebuilt.
@@ -275,6 +287,15 @@ class Skeleton(Taping):
                 self.publish()
                 self.handover.wait(run, "fetch")
             return
+        try:
+            self.await_run(run)
+        except _INTERNAL as error:
+            self.diverged(self.failed(error))  # has all done that was issued
+        if slot.value is None and self.handover.runner.failed is not None:
+            self.drain()
+
+    def await_run(self, run: BlockRun) -> None:
+        """Have a run of this thread's executed, and wait for it."""
         if run is self.run:
             if not run.complete:
                 self.graph.cut(self.here(), "fetch")
@@ -285,8 +306,6 @@ class Skeleton(Taping):
             )
         self.handover.flush()
         self.handover.wait(run, "fetch")
-        if slot.value is None and self.handover.runner.failed is not None:
-            self.drain()
 
     def publish(self) -> None:
         """Have all ops that Python has issued executed, and wait for them; from any thread but the runner's."""
