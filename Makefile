@@ -35,8 +35,9 @@ demo: $(INSTALLED) ## one program under terra-run and in plain eager: step times
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAMS=n
+fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAMS=n; Ctrl-C at 500 places, or PLACES=n
 	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz --timeout 0 $(ARGS)
+	FUZZ_PLACES=$(or $(PLACES),500) $(BIN)/python -m pytest tests/run/test_faults.py -k any_moment --timeout 0 $(ARGS)
 
 peers: $(INSTALLED) ## the tests that Sonnet carries, in eager and co-executed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev,peers]'
