@@ -68,8 +68,7 @@ def test_as_tensorflows_own(form, inside):
             v["a"].assign_sub(0.01 * v["a"])
         return v["a"]
 
-    # A weight that nothing under the tape uses makes each gradient a new one.
-    both_ways(program, co_executed=1 if form == "weighted" else 5)
+    both_ways(program)
 
 
 def test_asked_again_and_of_nothing():

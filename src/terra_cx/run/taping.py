@@ -159,6 +159,10 @@ class Taping(ABC):
         """Whether the calling thread's gradients are answered from the TraceGraph."""
         return self._mine()
 
+    def follows(self) -> bool:
+        """Whether the calling thread's ops are co-executed."""
+        return self._mine()
+
     def tape_gradient(
         self, tape: Any, target: Any, sources: Any, output_gradients: Any, sources_raw: Any, unconnected: Any
     ) -> Any:

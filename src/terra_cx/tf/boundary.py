@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from terra_cx.tf import gradient_tape, native, strided_slice
+from terra_cx.tf import gradient_tape, native, strided_slice, variable_writes
 from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 
@@ -142,6 +142,9 @@ class Handler(Protocol):
     def knows_gradients(self) -> bool:
         """Whether the calling thread's gradients are answered from the TraceGraph."""
 
+    def follows(self) -> bool:
+        """Whether the calling thread's ops are traced or co-executed."""
+
 
 def _holds_placeholder(value: Any) -> bool:
     if type(value) is Placeholder:
@@ -231,6 +234,10 @@ class Passive:
         """Nothing is co-executed."""
         return False
 
+    def follows(self) -> bool:
+        """Nothing is traced."""
+        return False
+
     def query(self, name: str, *args: Any) -> Any:
         """Any other function that takes tensors."""
         return REAL[name](*[resolve_all(arg) for arg in args])
@@ -278,6 +285,7 @@ class Boundary:
                 setattr(pywrap_tfe, name, function)
         strided_slice.install()
         gradient_tape.install(lambda: self.handler.knows_gradients())
+        variable_writes.install(lambda: self.handler.follows())
         HostCallbacks.__call__ = lambda *a: resolve_all(native.call_host(*a))
         self.use(self.passive)
 
@@ -291,6 +299,7 @@ class Boundary:
                 setattr(pywrap_tfe, name, REAL[name])
         strided_slice.remove()
         gradient_tape.remove()
+        variable_writes.remove()
         HostCallbacks.__call__ = native.call_host
         self.watch_reads(None)
 

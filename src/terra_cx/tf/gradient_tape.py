@@ -1,9 +1,9 @@
 """``GradientTape.gradient`` without the Python that the plain case does not need.
 
 While a region is co-executed the gradient's ops are known, and most of what the method still costs is flattening,
-composite tensors and dtypes that it would complain about in a log (a seventh of a small step). In the plain case, one
-floating tensor as target and a list or tuple of floating resource variables as sources, none of that can make a
-difference; anything else goes to TensorFlow's own method.
+composite tensors and dtypes that it would complain about in a log (a seventh of a small step). In the plain case the
+target is one floating tensor, and the source a floating resource variable or a list or tuple of them; none of that can
+make a difference then. Anything else goes to TensorFlow's own method.
 
 Source: ``tensorflow/python/eager/backprop.py``, ``GradientTape.gradient``; ``imperative_grad.py`` (2.18 to 2.21).
 """
@@ -31,10 +31,8 @@ _short: Callable[..., Any] | None = None
 """What `install` has put in place."""
 
 
-def _handles(sources: Any) -> list[Any] | None:
-    """The handles of a flat list or tuple of floating resource variables, None for anything else."""
-    if type(sources) is not list and type(sources) is not tuple:
-        return None
+def _handles(sources: list[Any] | tuple[Any, ...]) -> list[Any] | None:
+    """The handles of floating resource variables, None if one is anything else."""
     handles = []
     for source in sources:
         if not _is_variable(source):
@@ -52,6 +50,7 @@ def install(applies: Callable[[], bool]) -> None:
     A method that the program has put there, before or after, stays.
     """
     global _short
+    remove()  # of an earlier session, whose hooks have stayed
     if getattr(getattr(_own, "__code__", None), "co_filename", None) != backprop.__file__:
         return  # it was the program's own when this module was imported
     if backprop.GradientTape.gradient is not _own:
@@ -75,17 +74,19 @@ def install(applies: Callable[[], bool]) -> None:
             and imperative_grad.imperative_grad is _imperative_grad
             and applies()
         )
-        handles = _handles(sources) if plain else None
+        one = type(sources) is not list and type(sources) is not tuple
+        flat = [sources] if one else sources
+        handles = _handles(flat) if plain else None
         if handles is None:
             return _own(self, target, sources, output_gradients, unconnected_gradients)
         if self._recording:
             self._pop_tape()
         found = pywrap_tfe.TFE_Py_TapeGradient(
-            self._tape._tape, [target], handles, None, list(sources), unconnected_gradients.value
+            self._tape._tape, [target], handles, None, list(flat), unconnected_gradients.value
         )
         self._watched_variables = self._tape.watched_variables()
         self._tape = None
-        return type(sources)(found)
+        return found[0] if one else type(sources)(found)
 
     _short = backprop.GradientTape.gradient = functools.wraps(_own)(gradient)
 

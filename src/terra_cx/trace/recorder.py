@@ -428,6 +428,10 @@ class Recorder:
         """A traced gradient really runs."""
         return False
 
+    def follows(self) -> bool:
+        """Whether the calling thread's ops are traced."""
+        return get_ident() == self._owner
+
     def query(self, name: str, *args: Any) -> Any:
         """Any other function of the boundary that takes tensors: resolved, then asked natively."""
         if name in EFFECTS:
