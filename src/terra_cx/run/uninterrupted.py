@@ -47,8 +47,15 @@ class Uninterrupted:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._put_back()
-        for number, frame in self._arrived:
-            self._handlers[number](number, frame)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        if self._arrived:
+            number, frame = self._arrived.pop(0)
+            try:
+                self._handlers[number](number, frame)
+            finally:  # it may raise, and the next signal came all the same
+                self._deliver()
 
     def _arrive(self, number: int, frame: FrameType | None) -> None:
         self._arrived.append((number, frame))
