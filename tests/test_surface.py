@@ -11,10 +11,13 @@ import copy
 import cProfile
 import gc
 import itertools
+import os
 import pickle
 import queue
+import sys
 import tempfile
 import threading
+import tracemalloc
 import weakref
 
 import keras
@@ -275,6 +278,46 @@ def metrics_and_batch_normalisation(see):
             see(float(accuracy.result()), loss)
             accuracy.reset_state()
     return [model.get_weights(), accuracy.variables]
+
+
+def summaries_in_every_step(see):
+    w = matrix(3, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.summary.create_file_writer(folder).as_default():
+            for step, x in enumerate(batches(2, 3)):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.square(x @ w))
+                descend(tape, loss, [w])
+                tf.summary.write("loss", loss, step=step)
+                tf.summary.write("w", w, step=step)
+        (file,) = os.listdir(folder)
+        events = tf.data.TFRecordDataset(f"{folder}/{file}").as_numpy_iterator()
+        values = [
+            value for event in map(tf.compat.v1.Event.FromString, events) for value in event.summary.value
+        ]
+        see([(value.tag, value.tensor.tensor_content, list(value.tensor.float_val)) for value in values])
+    return w
+
+
+def legacy_keras(see):
+    tf_keras = pytest.importorskip(
+        "tf_keras", reason="tf-keras would install tensorflow beside tensorflow-cpu"
+    )
+    layers = [tf_keras.layers.Dense(4, activation="relu"), tf_keras.layers.BatchNormalization()]
+    model = tf_keras.Sequential([*layers, tf_keras.layers.Dropout(0.3), tf_keras.layers.Dense(1)])
+    model.build((None, 3))
+    optimizer, metric = tf_keras.optimizers.Adam(0.01), tf_keras.metrics.Mean()
+    optimizer.build(model.trainable_variables)
+    for step, x in enumerate(batches(4, 3)):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True) - 1.0))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        metric.update_state(loss)
+        if step % 10 == 9:
+            see(metric.result())
+            optimizer.learning_rate = 0.01 / (step + 1)
+    return [model.get_weights(), [v.numpy() for v in optimizer.variables]]
 
 
 class Bilinear(tf.Module):
@@ -563,6 +606,48 @@ def a_profiler_around_some_steps(see):
     return w
 
 
+def traced_memory(see):
+    w = matrix(3, 3)
+    tracemalloc.start()
+    try:
+        for x in batches(2, 3):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(x @ w))
+            descend(tape, loss, [w])
+            see(loss, tracemalloc.get_traced_memory()[0] > 0)
+    finally:
+        tracemalloc.stop()
+    return w
+
+
+def a_trace_function_of_the_programs_own(see):
+    """As a debugger or coverage has one."""
+    w, lines = matrix(3, 3), []
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_name == "square":
+            lines.append((event, frame.f_lineno - frame.f_code.co_firstlineno))
+            return trace
+        return None
+
+    def square(x):
+        y = x @ w
+        return tf.reduce_mean(tf.square(y))
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for x in batches(2, 3):
+            with tf.GradientTape() as tape:
+                loss = square(x)
+            descend(tape, loss, [w])
+            see(loss)
+    finally:
+        sys.settrace(before)
+    see(lines)
+    return w
+
+
 def iterators_of_python(see):
     w = matrix(3, 3)
     pairs = zip(itertools.cycle([1.0, 0.5]), map(tf.constant, batches(2, 3)), strict=False)
@@ -603,6 +688,8 @@ CO_EXECUTED = [
     keras_weights_set_by_hand,
     mixed_precision_with_loss_scaling,
     metrics_and_batch_normalisation,
+    summaries_in_every_step,
+    legacy_keras,
     a_module_that_counts_and_is_exported,
     a_tree_network,
     a_reinforcement_loop_that_reads_each_action,
@@ -620,6 +707,8 @@ CO_EXECUTED = [
     steps_of_asyncio,
     copies_pickles_and_weak_references,
     a_profiler_around_some_steps,
+    traced_memory,
+    a_trace_function_of_the_programs_own,
     iterators_of_python,
     a_variable_that_is_replaced,
 ]

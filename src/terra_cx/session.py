@@ -122,7 +122,7 @@ class Session:
         self._broken = False
         self._told = False
         self._inside = False
-        """Whether a probe is being answered: one that comes meanwhile, from a finaliser or a profiler, is ignored."""
+        """Whether a probe is being answered: one that comes meanwhile, from a finaliser or a profiler say, is ignored."""
         self._marked: dict[tuple[CodeType, int], int] = {}
         self._record: Record | None = None
 
@@ -219,6 +219,7 @@ class Session:
         if (
             time.perf_counter() >= self._next_survey
             and threading.get_ident() == self.owner
+            and not self._inside
             and _tensorflow_ready()
         ):
             self._guarded(self._begin_survey, anchor_id, sys._getframe(1))
@@ -248,7 +249,7 @@ class Session:
         self._survey(anchor_id, frame)
 
     def _survey_probe(self, anchor_id: int) -> None:
-        if threading.get_ident() != self.owner or anchor_id not in self.table:
+        if threading.get_ident() != self.owner or anchor_id not in self.table or self._inside:
             return
         if self.conductor is not None and anchor_id in self.conductor.anchors:
             # Back at a known step, after a survey of what came between.
