@@ -122,7 +122,7 @@ class Session:
         self._broken = False
         self._told = False
         self._inside = False
-        """Whether a probe is being answered: one that comes meanwhile, from a finaliser or a profiler say, is ignored."""
+        """Whether a probe is being answered: one that comes meanwhile, from a profiler say, is ignored."""
         self._marked: dict[tuple[CodeType, int], int] = {}
         self._record: Record | None = None
 
