@@ -97,6 +97,42 @@ def output_gradients_and_targets_in_lists(see):
     return w
 
 
+def output_gradients_that_change_their_identity(see):
+    w = matrix(3, 3)
+    inputs = zip(batches(3, 3, steps=60), batches(3, 3, steps=60)[::-1], strict=True)
+    for step, (x, a) in enumerate(inputs):
+        a, before = tf.constant(a), tf.tanh(x)
+        b = a if step % 3 == 0 else tf.constant(x)
+        with tf.GradientTape(persistent=True) as tape:
+            y = tf.tanh(x @ w)
+            z = y * y
+            if step % 4 == 1:
+                z = z * a
+            if step % 5 == 2:
+                z = z + before
+        first = tape.gradient([y, z], w, output_gradients=[a, b])
+        second = tape.gradient(y, [w], output_gradients=before if step % 2 else first)
+        see(first, second, tape.gradient(z, y, output_gradients=second[0]))
+        w.assign_sub(0.01 * tf.tanh(first))
+    return w
+
+
+def an_output_gradient_that_is_a_source_of_the_outer_tape(see):
+    w = matrix(3)
+    for x in batches(3):
+        x = tf.constant(x)
+        with tf.GradientTape(persistent=True) as outer:
+            outer.watch(x)
+            y = w * 2.0
+            with tf.GradientTape() as inner:
+                inner.watch(y)
+                z = y * y
+            found = inner.gradient(z, y, output_gradients=x)
+        see(outer.gradient(found, [x, w, y]), outer.gradient(y, [w, x], output_gradients=x))
+        w.assign_add(0.001 * x)
+    return w
+
+
 def a_jacobian(see):
     w = matrix(3, 3)
     for x in batches(2, 3):
@@ -132,6 +168,23 @@ def forward_mode(see):
 
 
 # -- state -----------------------------------------------------------------------------------------------------------
+def what_writes_return_is_used_under_a_tape(see):
+    w, count, flags = matrix(3), tf.Variable(1), tf.Variable([True, False])
+    frozen = tf.Variable(matrix(3), trainable=False)
+    for x in batches(3):
+        with tf.GradientTape(persistent=True) as tape:
+            y = w.assign_add(0.1 * tf.constant(x)) * 2.0
+            kept = frozen.assign(0.1 * y)
+            loss = tf.reduce_sum(y * y) + tf.reduce_sum(kept * w)
+            less = w.assign_sub(tf.tanh(w))
+            other = tf.reduce_sum(less * less) + loss
+        see(tape.gradient(loss, w), tape.gradient(other, [w]), other, count.assign_add(count))
+        see(flags.assign(tf.logical_not(flags)), [v.name for v in tape.watched_variables()], less.trainable)
+        kept.assign(kept * 0.5)
+        see(frozen, w.assign(w), less.assign_add(x).assign_sub(x))
+    return [w, count, flags, frozen]
+
+
 def scatters_into_a_variable(see):
     table = matrix(8, 3)
     for step, x in enumerate(batches(2, 3)):
@@ -431,6 +484,24 @@ def exceptions_steer_the_step(see):
     return w
 
 
+def a_refused_op_under_a_tape_that_is_asked_later(see):
+    w = matrix(4, 3)
+    for step in range(STEPS + 30):
+        with tf.GradientTape(persistent=True) as tape:
+            total = tf.reduce_sum(tf.tanh(w))
+            try:
+                rows = tf.gather(w, [step % 6, 0])
+                loss = tf.reduce_sum(rows * rows) + total
+            except tf.errors.InvalidArgumentError:
+                loss = total * 2.0
+            if step % 7 == 3:
+                loss = loss * tf.reduce_max(w)
+        found = tf.convert_to_tensor(tape.gradient(loss, w))
+        see(found, tape.gradient(total, w))
+        w.assign_sub(0.01 * found)
+    return w
+
+
 def ragged_sparse_string_and_complex_tensors(see):
     w = matrix(3, 3)
     for step, x in enumerate(batches(4, 3)):
@@ -675,7 +746,10 @@ CO_EXECUTED = [
     a_tape_that_watches_only_what_it_is_told,
     third_derivatives,
     output_gradients_and_targets_in_lists,
+    output_gradients_that_change_their_identity,
+    an_output_gradient_that_is_a_source_of_the_outer_tape,
     a_jacobian,
+    what_writes_return_is_used_under_a_tape,
     scatters_into_a_variable,
     a_sliced_variable_is_assigned,
     an_average_by_hand_and_one_of_tensorflow,
@@ -696,6 +770,7 @@ CO_EXECUTED = [
     inner_loops_of_meta_learning,
     sequences_of_changing_length,
     exceptions_steer_the_step,
+    a_refused_op_under_a_tape_that_is_asked_later,
     ragged_sparse_string_and_complex_tensors,
     a_dataset_that_ends_and_begins_again,
     numpy_functions_between,
