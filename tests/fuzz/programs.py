@@ -211,10 +211,10 @@ class _Writer:
         self.line(indent, text)
 
     def _write(self, scope: _Scope, indent: int) -> None:
-        variable = self._one_of("u", "v", "u", "v", "u", "v", "v[step % 3]")
-        if "[" in variable:
-            self.line(indent, f"{variable}.assign(tf.tanh({self.tensor(scope, 'square')})[0])")
+        if self._draw(st.integers(0, 6)) == 0:
+            self.line(indent, f"v[step % 3].assign(tf.tanh({self.tensor(scope, 'square')})[0])")
             return
+        variable = self._one_of("u", "v")
         how = self._one_of("assign({})", "assign_add(0.1 * {})", "assign_sub(0.1 * {})")
         self.line(indent, f"{variable}.{how.format(self.operation(scope, 'square'))}")
 
@@ -289,10 +289,8 @@ class _Writer:
                 self.line(indent, f"with {tape}:")
                 self.line(indent + 1, f"{found}y = {target}")
                 target = f"{found}y"
-            options = self._one_of("", "", "", ", output_gradients={}", ", unconnected_gradients='zero'")
-            options = options.format(self.tensor(scope, "scalar")) if target == loss else ""
-            if "step" in options or "box" in options:
-                options = options.replace("output_gradients=", "output_gradients=tf.constant(") + ")"
+            weighted = f", output_gradients=tf.convert_to_tensor({self.tensor(scope, 'scalar')})"
+            options = self._one_of("", "", "", weighted, ", unconnected_gradients='zero'")
             self.line(indent, f"{found} = {tape}.gradient({target}, [{', '.join(sources)}]{options})")
             self.line(indent, f"u.assign_sub(0.05 * tf.tanh({found}[0]))")
             if self._draw(st.booleans()):

@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ class Fault:
     """The owner's, or None for any other."""
     armed: bool = False
     raised: bool = False
-    calls: int = field(default=0)
+    calls: int = 0
 
     def put(self, monkeypatch, cls, name):
         """Wrap the method."""
@@ -195,17 +195,16 @@ class Anywhere:
         self.nth = nth
         self.places = 0
         self.error = KeyboardInterrupt()
-        self.raised = False
-        self.armed_ = False
+        self._armed = False
 
     @property
     def armed(self):
-        return self.armed_
+        return self._armed
 
     @armed.setter
     def armed(self, value):
-        if value is not self.armed_:
-            self.armed_ = value
+        if value is not self._armed:
+            self._armed = value
             sys.setprofile(self if value else None)
 
     def __call__(self, frame, event, argument):
@@ -213,15 +212,14 @@ class Anywhere:
             return
         outer = frame
         for _ in range(12):
-            if outer is None or outer.f_code.co_name in _TAPE_SET:
+            if outer is None:
                 break
+            if outer.f_code.co_name in _TAPE_SET:
+                return
             outer = outer.f_back
-        if outer is not None and outer.f_code.co_name in _TAPE_SET:
-            return
         self.places += 1
         if self.places == self.nth:
             sys.setprofile(None)
-            self.raised = True
             signal.raise_signal(signal.SIGINT)
 
 

@@ -125,13 +125,13 @@ def test_it_goes_as_it_came():
 def test_a_method_that_was_the_programs_own_from_the_start_stays(monkeypatch):
     """The program may have replaced it before terra-cx looks at TensorFlow for the first time."""
     calls = []
-    tensorflows = gradient_tape._own
+    tensorflows = gradient_tape._method.own
 
     def own(self, *args, **kwargs):
         calls.append(1)
         return tensorflows(self, *args, **kwargs)
 
-    monkeypatch.setattr(gradient_tape, "_own", own)
+    monkeypatch.setattr(gradient_tape._method, "own", own)
     monkeypatch.setattr(tf.GradientTape, "gradient", own)
     gradient_tape.install(lambda: True)
     assert tf.GradientTape.gradient is own

@@ -199,10 +199,7 @@ class Conductor:
             return
         if recorder is not None:
             with Uninterrupted():
-                self.current = self.skeleton = self.recorder = None
-                self._stop_recording()
-                if skeleton is not None:
-                    skeleton.forget()
+                self._drop_recorder()
                 self._merge(anchor, recorder, skeleton, time.perf_counter() - self._region_start)
         elif skeleton is not None:
             try:
@@ -252,10 +249,7 @@ class Conductor:
         """
         if self.recorder is not None:
             with Uninterrupted():
-                self._stop_recording()
-                if self.skeleton is not None:
-                    self.skeleton.forget()
-                self.recorder = self.skeleton = self.current = None
+                self._drop_recorder()
         self.pause()
         self.current = None
         self.drain()
@@ -274,6 +268,13 @@ class Conductor:
         self.observer.stop()
         self.boundary.watch_reads(None)
         self.boundary.use(self.boundary.passive)
+
+    def _drop_recorder(self) -> None:
+        """The recorded region is over: nothing is in progress."""
+        self._stop_recording()
+        if self.skeleton is not None:
+            self.skeleton.forget()
+        self.recorder = self.skeleton = self.current = None
 
     def _merge(
         self, anchor: ActiveAnchor, recorder: Recorder, skeleton: Skeleton | None, seconds: float
@@ -372,11 +373,12 @@ class Conductor:
                 anchor.give_up(Reason.INTERNAL_ERROR, "terra-cx failed, see above")
         if self.recorder is not None:
             with Uninterrupted():
-                self._stop_recording()
-                self.recorder = self.skeleton = self.current = None
+                self._drop_recorder()
         try:
             self.pause()
-        except Exception:
+        except (
+            Exception
+        ):  # not Ctrl-C: then the skeleton stays in charge, and its next op comes here by a divergence
             self.boundary.use(self.boundary.passive)
             self.skeleton = self.current = None
             raise

@@ -67,9 +67,7 @@ def rebuild(skeleton: Skeleton) -> None:
         for log in kept:
             if log.askable():
                 _Replay(log).go()
-            for run in log.runs:
-                run.keep = False
-                run.region_over()
+            log.release()
 
 
 class _Replay:

@@ -109,10 +109,10 @@ class GraphRunner:
                 run = self.path.receive()
             except ChannelError:
                 return
-            self.current = run
             if run.state > State.SENT:
                 continue
             start = time.perf_counter()
+            self.current = run
             failed = self.failed
             if failed is not None:
                 assert failed.error is not None
@@ -124,7 +124,7 @@ class GraphRunner:
             del run, failed
 
     def _fail(self, run: BlockRun, error: BaseException) -> None:
-        """Nobody can say how far ``run`` has come: Python meets the error."""
+        """Python meets the error, and nothing later runs before."""
         self.failed = run
         run.fail(error)
 
@@ -132,10 +132,9 @@ class GraphRunner:
         try:
             self._compute(run)
         except OpFailed as failure:
-            self.failed = run
             # What follows has not happened.
             run.pos = next(index for index, step in enumerate(run.block.steps) if step is failure.step)
-            run.fail(annotate(failure.error, failure.step))
+            self._fail(run, annotate(failure.error, failure.step))
             return
         except BaseException as error:  # noqa: BLE001  # reaches the owner thread
             self.internal(f"graph runner, block at {run.block.line}", error)

@@ -78,6 +78,12 @@ class RegionLog:
             if index not in self.consumed and _references(self.tapes, index) > _BASE
         ]
 
+    def release(self) -> None:
+        """No tape of the region can be asked any more: its runs may let go of what they hold."""
+        for run in self.runs:
+            run.keep = False
+            run.region_over()
+
     def slots(self) -> list[Slot]:
         """All slots of the region's runs that still exist."""
         return [slot for run in self.runs for slot in run.slots if slot is not None]

@@ -22,10 +22,9 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
-import numpy as np
-
 from terra_cx.compile.blocks import LIST, LOCAL, Block, Step, free_attrs
 from terra_cx.reasons import Reason
+from terra_cx.run.arguments import SEQUENCES, normalised
 from terra_cx.run.block_run import BlockRun, Draw, Frozen, State
 from terra_cx.run.checks import admits, attr_difference, bindings, difference
 from terra_cx.run.handover import Handover
@@ -34,8 +33,8 @@ from terra_cx.run.taping import Taping
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.datasets import Independence
-from terra_cx.tf.native import REAL, EagerTensor, FallbackException
-from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify
+from terra_cx.tf.native import REAL, FallbackException
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, classify
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.keys import freeze
@@ -43,10 +42,8 @@ from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["Diverge", "Skeleton"]
 
-_RAW = (int, float, bool, complex, str, bytes, np.ndarray, np.generic, type(None))
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 """What a mistake of ours looks like; TensorFlow's own refusals have other types."""
-_SEQUENCES = (list, tuple)
 _OPEN = State.OPEN
 _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]
@@ -166,18 +163,14 @@ class Skeleton(Taping):
         last.ends += 1
         for log in logs:
             if log not in kept:
-                for run in log.runs:
-                    run.keep = False
-                    run.region_over()
+                log.release()
         if len(kept) > _KEPT:
             self.drain()
             self.rebuild()
 
     def forget(self) -> None:
         """The region diverged and is over: its tapes are native now, nothing of its log is needed."""
-        for run in self.log.runs:
-            run.keep = False
-            run.region_over()
+        self.log.release()
         self.log = RegionLog(self.log.number)
 
     def drain(self) -> None:
@@ -333,7 +326,7 @@ class Skeleton(Taping):
                 run = self.run  # there is one wherever a step is expected, which types cannot say
                 attrs = args[step.width :]
                 if attrs == step.attrs and (
-                    not step.lists or all(type(attrs[i]) in _SEQUENCES for i in step.lists)
+                    not step.lists or all(type(attrs[i]) in SEQUENCES for i in step.lists)
                 ):
                     slots = run.slots  # type: ignore[union-attr]
                     for check, arg in zip(step.checks, args, strict=False):
@@ -354,7 +347,7 @@ class Skeleton(Taping):
                 return self.diverged(self.failed(error)).fast(ctx, op, name, *resolve_all(args))
             finally:
                 self.busy = False
-        converted = self.normalise(op, args)
+        converted = normalised(op, args)
         if converted is not args:
             # Reading the variables was an op of its own. It may have diverged: whoever is in charge now goes on.
             return native.fast_path(ctx, op, name, *converted)
@@ -425,41 +418,6 @@ class Skeleton(Taping):
     def diverge(self, reason: Reason, detail: str) -> Any:
         """Leave the TraceGraph for the rest of the region; the handler that goes on."""
         return self.diverged(Diverge(reason, detail))
-
-    def normalise(self, op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Do what native code would do first: read variables, refuse objects it does not know.
-
-        Raises:
-            FallbackException: an argument must be converted by Python; the op arrives again through
-            `execute`.
-        """
-        rows = arg_layout(op)
-        width = len(rows)
-        inputs: list[Any] = []
-        changed = False
-        for arg, (_, _, _, many) in zip(args, rows, strict=False):
-            one = not isinstance(arg, _SEQUENCES)
-            for item in (arg,) if one else arg:
-                kind = type(item)
-                if kind is Placeholder or kind is EagerTensor:
-                    if one or many:
-                        continue
-                    raise FallbackException("terra-cx: tensors in a list are packed by an op of their own")
-                if isinstance(item, _SEQUENCES):
-                    if _holds_tensor(item):
-                        raise FallbackException(
-                            "terra-cx: tensors in a list are packed by an op of their own"
-                        )
-                elif not isinstance(item, _RAW) and not native.is_variable(item):
-                    raise FallbackException("terra-cx: an argument needs conversion")
-            if native.is_variable(arg):
-                arg = native.convert_variable(arg)
-                changed = True
-            elif isinstance(arg, (list, tuple)) and any(native.is_variable(item) for item in arg):
-                arg = [native.convert_variable(item) if native.is_variable(item) else item for item in arg]
-                changed = True
-            inputs.append(arg)
-        return (*inputs, *args[width:]) if changed else args
 
     def fits(self, run: BlockRun | None, step: Step, op: str, form: str, args: tuple[Any, ...]) -> bool:
         """Whether an op is what ``step`` expects; binds the run's parameters as it goes."""
@@ -693,12 +651,6 @@ class Skeleton(Taping):
         if classify(op) is not Kind.PURE and not self.handover.runner.is_current_thread():
             self.publish()
         return call(tuple(resolve_all(arg) for arg in args))
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, _SEQUENCES):
-        return any(_holds_tensor(item) for item in value)
-    return isinstance(value, EagerTensor)
 
 
 def _unpack(pack: Any, values: Any) -> Any:

@@ -155,10 +155,6 @@ class Taping(ABC):
         return REAL["TFE_Py_TapeVariableAccessed"](variable)
 
     # -- gradients -----------------------------------------------------------------------------------------------
-    def knows_gradients(self) -> bool:
-        """Whether the calling thread's gradients are answered from the TraceGraph."""
-        return self._mine()
-
     def follows(self) -> bool:
         """Whether the calling thread's ops are co-executed."""
         return self._mine()

@@ -139,9 +139,6 @@ class Handler(Protocol):
     def query(self, *args: Any, **kwargs: Any) -> Any:
         """See the native function of that name."""
 
-    def knows_gradients(self) -> bool:
-        """Whether the calling thread's gradients are answered from the TraceGraph."""
-
     def follows(self) -> bool:
         """Whether the calling thread's ops are traced or co-executed."""
 
@@ -230,10 +227,6 @@ class Passive:
             unconnected,
         )
 
-    def knows_gradients(self) -> bool:
-        """Nothing is co-executed."""
-        return False
-
     def follows(self) -> bool:
         """Nothing is traced."""
         return False
@@ -284,7 +277,7 @@ class Boundary:
             if name in REAL:
                 setattr(pywrap_tfe, name, function)
         strided_slice.install()
-        gradient_tape.install(lambda: self.handler.knows_gradients())
+        gradient_tape.install(lambda: self.handler.follows())
         variable_writes.install(lambda: self.handler.follows())
         HostCallbacks.__call__ = lambda *a: resolve_all(native.call_host(*a))
         self.use(self.passive)

@@ -10,7 +10,6 @@ Source: ``tensorflow/python/eager/backprop.py``, ``GradientTape.gradient``; ``im
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +19,14 @@ from tensorflow.python.ops.unconnected_gradients import UnconnectedGradients
 
 from terra_cx.tf.native import pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder
+from terra_cx.tf.replaced import Replaced
 
 __all__ = ["install", "remove"]
 
-_own = backprop.GradientTape.gradient
+_method = Replaced(backprop.GradientTape, "gradient", backprop)
 _imperative_grad = imperative_grad.imperative_grad
 _is_variable = resource_variable_ops.is_resource_variable
 _DTYPES = frozenset({"float32", "float64", "bfloat16", "float16"})
-_short: Callable[..., Any] | None = None
-"""What `install` has put in place."""
 
 
 def _handles(sources: list[Any] | tuple[Any, ...]) -> list[Any] | None:
@@ -45,16 +43,10 @@ def _handles(sources: list[Any] | tuple[Any, ...]) -> list[Any] | None:
 
 
 def install(applies: Callable[[], bool]) -> None:
-    """Put the short way in place; it is taken while ``applies`` says that a region is co-executed by this thread.
+    """Put the short way in place; it is taken while ``applies`` says that this thread is traced or co-executed.
 
     A method that the program has put there, before or after, stays.
     """
-    global _short
-    remove()  # of an earlier session, whose hooks have stayed
-    if getattr(getattr(_own, "__code__", None), "co_filename", None) != backprop.__file__:
-        return  # it was the program's own when this module was imported
-    if backprop.GradientTape.gradient is not _own:
-        return
 
     def gradient(
         self: Any,
@@ -78,7 +70,7 @@ def install(applies: Callable[[], bool]) -> None:
         flat = [sources] if one else sources
         handles = _handles(flat) if plain else None
         if handles is None:
-            return _own(self, target, sources, output_gradients, unconnected_gradients)
+            return _method.own(self, target, sources, output_gradients, unconnected_gradients)
         if self._recording:
             self._pop_tape()
         found = pywrap_tfe.TFE_Py_TapeGradient(
@@ -88,10 +80,9 @@ def install(applies: Callable[[], bool]) -> None:
         self._tape = None
         return found[0] if one else type(sources)(found)
 
-    _short = backprop.GradientTape.gradient = functools.wraps(_own)(gradient)
+    _method.put(gradient)
 
 
 def remove() -> None:
     """Give TensorFlow its method back, unless the program has put one of its own there."""
-    if backprop.GradientTape.gradient is _short:
-        backprop.GradientTape.gradient = _own
+    _method.take_back()

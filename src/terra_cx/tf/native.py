@@ -43,6 +43,7 @@ __all__ = [
     "op_def",
     "pywrap_tfe",
     "raise_not_ok",
+    "read_variables",
     "record_gradient",
     "run_execute",
     "run_fast",
@@ -131,6 +132,15 @@ def convert_variable(value: Any) -> Any:
     access, exactly what C++ does for it (``pywrap_tfe_src.cc``, ``ReadVariableOp``).
     """
     return value._read_variable_op()
+
+
+def read_variables(value: Any) -> Any:
+    """An op's argument, one or a list, with the resource variables in it read; ``value`` itself if it has none."""
+    if is_variable(value):
+        return convert_variable(value)
+    if isinstance(value, (list, tuple)) and any(is_variable(item) for item in value):
+        return [convert_variable(item) if is_variable(item) else item for item in value]
+    return value
 
 
 _RAW = (int, float, bool, complex, str, bytes, np.ndarray, np.generic)

@@ -14,7 +14,6 @@ Source: ``tensorflow/python/ops/resource_variable_ops.py``, ``BaseResourceVariab
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,16 +22,17 @@ from tensorflow.python.ops import gen_resource_variable_ops, resource_variable_o
 
 from terra_cx.tf.native import EagerTensor, executing_eagerly
 from terra_cx.tf.placeholder import Placeholder
+from terra_cx.tf.replaced import Replaced
 
 __all__ = ["install", "remove"]
 
 _Plain = resource_variable_ops.ResourceVariable
 _Unread = resource_variable_ops._UnreadVariable
-_own = {name: getattr(_Plain, name) for name in ("assign", "assign_add", "assign_sub")}
-_short: dict[str, Callable[..., Any]] = {}
-"""What `install` has put in place."""
 _TENSORS = (Placeholder, EagerTensor)
-_TENSORFLOWS = (resource_variable_ops.__file__, weak_tensor_ops.__file__)
+_methods = {
+    name: Replaced(_Plain, name, resource_variable_ops, weak_tensor_ops)
+    for name in ("assign", "assign_add", "assign_sub")
+}
 
 
 class _Results:
@@ -78,7 +78,6 @@ def install(applies: Callable[[], bool]) -> None:
 
     Methods that the program has put there, before or after, stay.
     """
-    remove()  # of an earlier session, whose hooks have stayed
     results = _Results()
 
     def plain(variable: Any, value: Any) -> bool:
@@ -101,39 +100,31 @@ def install(applies: Callable[[], bool]) -> None:
         self: Any, value: Any, use_locking: Any = None, name: Any = None, read_value: bool = True
     ) -> Any:
         if not plain(self, value) or value.shape != self._shape:
-            return _own["assign"](self, value, use_locking, name, read_value)
+            return _methods["assign"].own(self, value, use_locking, name, read_value)
         gen_resource_variable_ops.assign_variable_op(
             self._handle, value, validate_shape=self._validate_shape, name=name
         )
         return result(self) if read_value else None
 
-    def assign_add(
-        self: Any, delta: Any, use_locking: Any = None, name: Any = None, read_value: bool = True
-    ) -> Any:
-        if not plain(self, delta):
-            return _own["assign_add"](self, delta, use_locking, name, read_value)
-        gen_resource_variable_ops.assign_add_variable_op(self._handle, delta, name=name)
-        return result(self) if read_value else None
+    def updating(method: str) -> Callable[..., Any]:
+        own, op = _methods[method].own, f"{method}_variable_op"
 
-    def assign_sub(
-        self: Any, delta: Any, use_locking: Any = None, name: Any = None, read_value: bool = True
-    ) -> Any:
-        if not plain(self, delta):
-            return _own["assign_sub"](self, delta, use_locking, name, read_value)
-        gen_resource_variable_ops.assign_sub_variable_op(self._handle, delta, name=name)
-        return result(self) if read_value else None
+        def update(
+            self: Any, delta: Any, use_locking: Any = None, name: Any = None, read_value: bool = True
+        ) -> Any:
+            if not plain(self, delta):
+                return own(self, delta, use_locking, name, read_value)
+            getattr(gen_resource_variable_ops, op)(self._handle, delta, name=name)
+            return result(self) if read_value else None
 
-    for short in (assign, assign_add, assign_sub):
-        name = short.__name__
-        own = _own[name]
-        if own.__code__.co_filename in _TENSORFLOWS and getattr(_Plain, name) is own:
-            _short[name] = functools.wraps(own)(short)
-            setattr(_Plain, name, _short[name])
+        return update
+
+    _methods["assign"].put(assign)
+    for method in ("assign_add", "assign_sub"):
+        _methods[method].put(updating(method))
 
 
 def remove() -> None:
     """Give TensorFlow its methods back, unless the program has put some of its own there."""
-    for name, short in _short.items():
-        if getattr(_Plain, name) is short:
-            setattr(_Plain, name, _own[name])
-    _short.clear()
+    for method in _methods.values():
+        method.take_back()

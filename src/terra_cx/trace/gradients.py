@@ -30,6 +30,11 @@ __all__ = ["ExternalNames", "Gradients", "Passage"]
 _OPAQUE = frozenset({20, 21})  # resource, variant
 
 
+def _origin(ref: Any) -> Any:
+    """Where a guarded tensor came from; any other reference as it is."""
+    return ref.origin if isinstance(ref, Known) else ref
+
+
 @dataclass(slots=True)
 class Passage:
     """A trace on its way through the TraceGraph: which node stands for which op, and who used what.
@@ -62,7 +67,7 @@ class Passage:
         else:
             self.produced[call.position] = (node, 0, turn)
             for index, ref in enumerate(call.inputs):
-                origin = ref.origin if isinstance(ref, Known) else ref
+                origin = _origin(ref)
                 if isinstance(origin, (Local, Ext)):
                     self._arguments.setdefault(origin, []).append((call.position, node, index, turn))
         # A raw argument may be a whole batch; that there was one is all that is needed of it.
@@ -245,7 +250,7 @@ class _Writer:
         ]
         node.signature = signature  # only now: which tensors are asked for is part of it
         for ref in call.reads:
-            origin = ref.origin if isinstance(ref, Known) else ref
+            origin = _origin(ref)
             guarded = any(
                 user.rules[index].need in (Need.KNOWN, Need.CONST) for user, index, _ in self._users(origin)
             )
@@ -299,7 +304,7 @@ class _Writer:
 
     def _argument(self, ref: Any, spec: Spec | None, index: int) -> Rule:
         """The rule for something that the gradient is asked with: any tensor will do that the tape knows nothing of."""
-        origin = ref.origin if isinstance(ref, Known) else ref
+        origin = _origin(ref)
         if not self._is_from_before(origin) or self._users(origin):
             return self._rule(ref, spec, (self.node, index, 0))
         self._given.setdefault(origin, index)

@@ -238,12 +238,7 @@ class Recorder:
         return result
 
     def _real(self, value: Any) -> Any:
-        value = resolve_all(value)
-        if native.is_variable(value):
-            return native.convert_variable(value)
-        if isinstance(value, (list, tuple)) and any(native.is_variable(item) for item in value):
-            return [native.convert_variable(item) if native.is_variable(item) else item for item in value]
-        return value
+        return native.read_variables(resolve_all(value))
 
     def _note(
         self,
@@ -423,10 +418,6 @@ class Recorder:
         """``TFE_Py_TapeVariableAccessed``."""
         self._tape_event("access", ref=Resource(variable.handle))
         return REAL["TFE_Py_TapeVariableAccessed"](variable)
-
-    def knows_gradients(self) -> bool:
-        """A traced gradient really runs."""
-        return False
 
     def follows(self) -> bool:
         """Whether the calling thread's ops are traced."""
