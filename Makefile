@@ -9,6 +9,9 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
 
+# For long tests: no limit, and no dump of stacks after a while, which may crash a process that is at work.
+UNHURRIED := --timeout 0 -o faulthandler_timeout=0
+
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -36,15 +39,15 @@ test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAMS=n; Ctrl-C at 500 places, or PLACES=n
-	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz --timeout 0 $(ARGS)
-	FUZZ_PLACES=$(or $(PLACES),500) $(BIN)/python -m pytest tests/run/test_faults.py -k any_moment --timeout 0 $(ARGS)
+	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz $(UNHURRIED) $(ARGS)
+	FUZZ_PLACES=$(or $(PLACES),500) $(BIN)/python -m pytest tests/run/test_faults.py -k any_moment $(UNHURRIED) $(ARGS)
 
 peers: $(INSTALLED) ## the tests that Sonnet carries, in eager and co-executed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev,peers]'
 	$(BIN)/python tools/peers.py $(ARGS)
 
 soak: $(INSTALLED) ## 100,000 steps of a program that keeps changing: memory, graphs, tensors and files must not grow
-	SOAK_STEPS=$(or $(STEPS),100000) $(BIN)/python -m pytest tests/test_soak.py -s --timeout 0 $(ARGS)
+	SOAK_STEPS=$(or $(STEPS),100000) $(BIN)/python -m pytest tests/test_soak.py -s $(UNHURRIED) $(ARGS)
 
 lint: $(INSTALLED) ## check style and format with ruff
 	$(BIN)/ruff check .

@@ -741,7 +741,122 @@ def a_variable_that_is_replaced(see):
     return box["w"]
 
 
+# -- live tapes ------------------------------------------------------------------------------------------------------
+def a_custom_gradient_with_python_state(see):
+    w, seen = matrix(3, 3), []
+
+    @tf.custom_gradient
+    def bounded(y):
+        def backward(upstream):
+            seen.append(len(seen))
+            return tf.clip_by_value(upstream, -limit, limit) * (2.0 if len(seen) > 25 else 1.0)
+
+        return tf.sin(y), backward
+
+    for step, x in enumerate(batches(2, 3)):
+        limit = 0.05 if step < 30 else 0.02
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(bounded(x @ w) * 0.3)
+        descend(tape, loss, [w])
+        see(loss, len(seen))
+    return w
+
+
+def a_custom_gradient_with_variables(see):
+    w, v = matrix(3, 3), matrix(3, 3)
+
+    @tf.custom_gradient
+    def scaled(y):
+        def backward(upstream, variables):
+            return upstream * 2.0, [tf.matmul(y, upstream, transpose_a=True) for _ in variables]
+
+        return y @ v, backward
+
+    for x in batches(2, 3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(scaled(tf.tanh(x @ w))))
+        descend(tape, loss, [w, v])
+        see(loss)
+    return w, v
+
+
+def layers_that_are_computed_again(see):
+    w, v = matrix(3, 3), matrix(3, 3)
+    layers = [tf.recompute_grad(lambda y, m=m: tf.tanh(y @ m) + y) for m in (w, v)]
+    for x in batches(2, 3):
+        with tf.GradientTape() as tape:
+            y = tf.constant(x)
+            for layer in layers:
+                y = layer(y)
+            loss = tf.reduce_mean(tf.square(y))
+        descend(tape, loss, [w, v])
+        see(loss)
+    return w, v
+
+
+def second_derivatives_of_a_custom_gradient(see):
+    w = matrix(3, 3)
+
+    @tf.custom_gradient
+    def cube(y):
+        return y * y * y, lambda upstream: upstream * 3.0 * y * y
+
+    for x in batches(2, 3):
+        with tf.GradientTape() as outer:
+            with tf.GradientTape(persistent=True) as tape:
+                y = tf.reduce_sum(cube(x @ w))
+            first = tape.gradient(y, w)
+            loss = tf.reduce_mean(tf.square(first))
+        again = tape.gradient(y, w)
+        descend(outer, loss, [w], 0.001)
+        see(first, again, loss)
+    return w
+
+
+def functions_of_tensorflow_under_a_tape(see):
+    w, v = matrix(3, 3), matrix(3, 3)
+    dense = tf.function(lambda y: tf.tanh(y @ v))
+    for step, x in enumerate(batches(2, 3)):
+        with tf.GradientTape() as tape:
+            y = dense(x @ w)
+            if step % 5 == 4:
+                y = dense(y)
+            loss = tf.reduce_mean(tf.square(y))
+        descend(tape, loss, [w, v])
+        see(loss)
+    return w, v
+
+
+def host_callbacks_under_a_tape(see):
+    w = matrix(3, 3)
+    for x in batches(2, 3):
+        with tf.GradientTape() as tape:
+            y = tf.py_function(lambda a: tf.tanh(a) * 2.0, [x @ w], tf.float32)
+            loss = tf.reduce_mean(tf.square(tf.ensure_shape(y, [2, 3])))
+        descend(tape, loss, [w])
+        see(loss)
+    return w
+
+
+def copies_under_a_tape(see):
+    w = matrix(3, 3)
+    for step, x in enumerate(batches(2, 3)):
+        with tf.GradientTape() as tape:
+            y = tf.identity(tf.tanh(x @ w)).cpu()
+            loss = tf.reduce_mean(tf.square(y) if step % 4 else y)
+        descend(tape, loss, [w])
+        see(loss)
+    return w
+
+
 CO_EXECUTED = [
+    a_custom_gradient_with_python_state,
+    a_custom_gradient_with_variables,
+    layers_that_are_computed_again,
+    second_derivatives_of_a_custom_gradient,
+    functions_of_tensorflow_under_a_tape,
+    host_callbacks_under_a_tape,
+    copies_under_a_tape,
     a_tape_that_is_reset,
     a_tape_that_watches_only_what_it_is_told,
     third_derivatives,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["Reason"]
+__all__ = ["NEEDS_LIVE_TAPES", "Reason"]
 
 
 class Reason(StrEnum):
@@ -48,3 +48,7 @@ class Reason(StrEnum):
     """The loop was measured to be faster in plain eager."""
     GRAPH_TOO_LARGE = "graph-too-large"
     """The steps have more different ops than `max-nodes` allows."""
+
+
+NEEDS_LIVE_TAPES = frozenset({Reason.USER_GRADIENT, Reason.GRADIENT_EFFECT, Reason.OPAQUE_UNDER_TAPE})
+"""What a gradient that was compiled as a whole would miss; with live tapes (`run.live_skeleton`) it is no hindrance."""

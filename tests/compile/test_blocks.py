@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from tracing import blocks_of, graph_of, ops, trace
 
-from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, build_block, free_attrs
+from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, build_block
 from terra_cx.compile.lowering import lower
 from terra_cx.tf.opdefs import Kind
 from terra_cx.trace.tracegraph import GAP_SECONDS
@@ -216,10 +216,6 @@ def test_a_draw_comes_in_as_a_parameter():
     draw = next(step for step in block.steps if step.kind is Kind.DRAW)
     assert list(block.draws) == [draw.base]
     assert all(op.op != "RandomStandardNormal" for op in block.ops)
-
-
-def test_free_attrs_are_those_but_the_seeds():
-    assert free_attrs(("seed", 1, "dtype", tf.float32, "seed2", 7)) == ("dtype", tf.float32)
 
 
 def test_a_gradient_is_one_step_and_many_ops():

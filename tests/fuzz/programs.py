@@ -34,6 +34,10 @@ def program(see):
     def compiled(a):
         return tf.tanh(a @ v) * 0.5
 
+    @tf.custom_gradient
+    def damped(a):
+        return tf.tanh(a), lambda upstream: upstream * box.scale * (1.0 - a * a)
+
     def scaled(tensors):
         for tensor in tensors:
             yield tensor * box.scale
@@ -134,6 +138,7 @@ class _Writer:
             f"tf.map_fn(tf.tanh, {one})",
             f"tf.clip_by_norm({one}, 1.0)",
             f"compiled({one})",
+            f"damped({one})",
             f"tf.stack([tf.tanh(row) for row in {one}])",
             f"tf.math.cumsum(tf.tanh({one}), axis={self._one_of('0', '1')}) * 0.3",
         )

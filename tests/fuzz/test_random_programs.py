@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import types
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
 from fuzz.programs import STEPS, programs
 from hypothesis import given, note, settings
 from truth import both_ways
+
+from terra_cx.run import conductor
+from terra_cx.run.anchor import ActiveAnchor
 
 MANY = int(os.environ.get("FUZZ_PROGRAMS", "0"))
 """Other programs on each run, so many; 0: always the same few."""
@@ -22,10 +26,11 @@ def loaded(source):
     return found["program"]
 
 
-def test_random_programs_do_what_they_do_in_eager():
+def compare(examples):
+    """Compare so many random programs with themselves."""
     regions = []
 
-    @settings(max_examples=MANY or 60, derandomize=not MANY, print_blob=bool(MANY))
+    @settings(max_examples=MANY or examples, derandomize=not MANY, print_blob=bool(MANY))
     @given(programs())
     def is_eagers(source):
         note(source)
@@ -35,3 +40,12 @@ def test_random_programs_do_what_they_do_in_eager():
     is_eagers()
     # A comparison of eager with eager would prove nothing.
     assert sum(regions) >= STEPS / 4 * len(regions)
+
+
+def test_random_programs_do_what_they_do_in_eager():
+    compare(60)
+
+
+def test_random_programs_with_live_tapes(monkeypatch):
+    monkeypatch.setattr(conductor, "ActiveAnchor", partial(ActiveAnchor, live_tapes="always, in this test"))
+    compare(30)

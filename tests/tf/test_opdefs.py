@@ -9,7 +9,17 @@ from tensorflow.core.framework import op_def_pb2
 from tensorflow.python.client import pywrap_tf_session
 
 from terra_cx.tf import native, opdefs
-from terra_cx.tf.opdefs import INFALLIBLE, Kind, arg_layout, attr_pairs, classify, fallible, input_dtypes
+from terra_cx.tf.opdefs import (
+    INFALLIBLE,
+    Kind,
+    arg_layout,
+    attr_pairs,
+    classify,
+    fallible,
+    inferred_attrs,
+    input_dtypes,
+    lasting_attrs,
+)
 
 FLOAT, INT32, INT64, RESOURCE, VARIANT = (
     int(dtype.as_datatype_enum) for dtype in (tf.float32, tf.int32, tf.int64, tf.resource, tf.variant)
@@ -271,3 +281,24 @@ def test_a_tensors_own_dtype_stands():
         FLOAT,
         INT32,
     ]
+
+
+def test_lasting_attrs_are_those_that_do_not_change_on_every_call():
+    seeds = ("seed", 1, "dtype", tf.float32, "seed2", 7)
+    assert lasting_attrs(Kind.DRAW, seeds) == ("dtype", tf.float32)
+    assert lasting_attrs(Kind.PURE, seeds) == seeds
+    assert lasting_attrs(Kind.OWNER, ("token", b"pyfunc_3", "Tout", [1])) == ("Tout", [1])
+
+
+@pytest.mark.parametrize(
+    ("op", "layout", "dtypes", "attrs"),
+    [
+        ("MatMul", (-1, -1), [1, 1], ("T", 1)),
+        ("Reshape", (-1, -1), [1, 3], ("T", 1, "Tshape", 3)),
+        ("ConcatV2", (2, -1), [1, 1, 3], ("N", 2, "T", 1, "Tidx", 3)),
+        ("IdentityN", (2,), [1, 9], ("T", [1, 9])),
+        ("ReadVariableOp", (-1,), [20], ()),
+    ],
+)
+def test_inferred_attrs(op, layout, dtypes, attrs):
+    assert inferred_attrs(op, layout, dtypes) == attrs

@@ -157,14 +157,19 @@ def test_identity_hash_and_references():
     assert [x].index(x) == 0
 
 
-def test_the_native_number_is_the_real_tensors_once_there_is_one():
-    """The tape knows tensors by it; before that it must be nobody else's."""
+def test_the_native_number_stays_until_the_value_is_replaced():
+    """Tapes know tensors by it: it must be nobody else's, and that of a tensor that a rebuilt tape has seen."""
     x, asked = pending(VECTOR)
     early = x._id
     assert x._id == early
     assert early not in {unfilled()._id, asked.value._id, tf.constant(1.0)._id}
     x.numpy()
-    assert x._id == asked.value._id
+    assert x._id == early
+    again = tf.identity(asked.value)
+    x._slot.replace(again)
+    assert x._id == again._id
+    late = held(VECTOR)
+    assert late._id == late._slot.value._id
 
 
 def test_equality_and_membership():

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from terra_cx.tf.opdefs import SEED_ATTRS, Kind
+from terra_cx.tf.opdefs import Kind, lasting_attrs
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need, Rule
@@ -83,7 +83,7 @@ class Step:
     ops: tuple[int, int] = (0, 0)
     """The flat ops of the step, as a range."""
     frozen: Any = None
-    """The attributes in hashable form."""
+    """The attributes that must be equal, in hashable form."""
     lists: tuple[int, ...] = ()
     """Which attributes are lists: an array equals a list of one element, and is none."""
     direct: bool = False
@@ -92,6 +92,8 @@ class Step:
     """Whether the block computes its outputs (PURE, READ, WRITE): each gets a slot, and nothing else is done."""
     values: tuple[Any, ...] = ()
     """For KNOWN: the recorded results."""
+    inferred: tuple[Any, ...] | None = None
+    """The further attributes that a tape is told, once one has been told (`run.live_skeleton`)."""
     results: tuple[Any, ...] = ()
     """For a gradient: per result None, a source, or a triple of sources; a source as in `FlatOp.inputs`."""
     implicit: tuple[tuple[int, Node, int, int], ...] = ()
@@ -273,7 +275,7 @@ class _Builder:
                 (first_op, len(block.ops)),
             )
         )
-        block.steps[-1].frozen = freeze(call.attrs)
+        block.steps[-1].frozen = freeze(lasting_attrs(node.kind, call.attrs))
         block.steps[-1].lists = tuple(
             i for i, value in enumerate(call.attrs) if isinstance(value, (list, tuple))
         )
@@ -448,9 +450,3 @@ def _follow(graph: TraceGraph, start: Node, uid: int, cut: Cut | None) -> Block:
     block.reason = reason or "region end"
     block.built_from = block.revisions
     return block
-
-
-def free_attrs(attrs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Attributes without the seeds (a draw takes its seeds as they come)."""
-    pairs = zip(attrs[::2], attrs[1::2], strict=True)
-    return tuple(item for name, value in pairs if name not in SEED_ATTRS for item in (name, value))

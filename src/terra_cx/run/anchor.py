@@ -61,6 +61,8 @@ class ActiveAnchor:
     unsettled: int = 0
     outgrown: int = 0
     """Traced regions in a row that had more ops than may be traced."""
+    live_tapes: str | None = None
+    """Why the gradients of its regions are taken op by op (`run.live_skeleton`), if they are."""
     given_up: str | None = None
     regions: Counter[str] = field(default_factory=Counter)
     fallbacks: dict[tuple[Reason, str], Fallback] = field(default_factory=dict)
@@ -156,6 +158,12 @@ class ActiveAnchor:
         self.settled = 0
         self.forget_blocks()
 
+    def go_live(self, reason: Reason, detail: str) -> None:
+        """Learn the step anew, with live tapes."""
+        self.live_tapes = f"{reason}: {detail}"
+        self.graph = TraceGraph(self.graph.max_nodes)
+        self.retrace()
+
     def fell_back(self, reason: Reason, line: str, detail: str) -> Fallback:
         """Count a fallback."""
         found = self.fallbacks.get((reason, line))
@@ -188,6 +196,7 @@ class ActiveAnchor:
             "state": self.stage.value,
             "nodes": len(self.graph),
             "blocks": len(self._blocks),
+            "live_tapes": self.live_tapes,
             "given_up": self.given_up,
             "manner": self.pace.chosen.value if self.pace.chosen is not None else None,
             "manner_ms": {manner.value: self.pace.ms(manner) for manner in self.pace.seconds},

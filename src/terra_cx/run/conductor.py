@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from terra_cx.config import Options
-from terra_cx.reasons import Reason
+from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.run.anchor import ActiveAnchor, Stage
 from terra_cx.run.fallback import prefix, rebuild, recover
 from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.handover import Handover
+from terra_cx.run.live_skeleton import LiveSkeleton
 from terra_cx.run.pace import Manner
 from terra_cx.run.skeleton import Diverge, Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
@@ -149,7 +150,7 @@ class Conductor:
             skeleton.begin()
             self.boundary.use(skeleton)
             return
-        self._record()
+        self._record(anchor)
 
     @property
     def _measures(self) -> bool:
@@ -165,7 +166,7 @@ class Conductor:
     def _skeleton(self, anchor: ActiveAnchor) -> Skeleton:
         found = self._skeletons.get(id(anchor))
         if found is None or found.graph is not anchor.graph:
-            found = made = Skeleton(
+            found = made = (Skeleton if anchor.live_tapes is None else LiveSkeleton)(
                 anchor.graph,
                 anchor.block_for,
                 self.handover,
@@ -176,8 +177,9 @@ class Conductor:
             self._skeletons[id(anchor)] = found
         return found
 
-    def _record(self) -> Recorder:
-        recorder = Recorder(self.observer.locate, self.observer.user_mark)
+    def _record(self, anchor: ActiveAnchor) -> Recorder:
+        live = anchor.live_tapes is not None
+        recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live)
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
         with Uninterrupted():
@@ -292,9 +294,12 @@ class Conductor:
             return
         if trace.refused is not None:
             reason, detail = trace.refused
-            anchor.fell_back(reason, anchor.line, detail)
             anchor.regions["traced"] += 1
-            anchor.give_up(reason, detail)
+            if reason in NEEDS_LIVE_TAPES:
+                anchor.go_live(reason, detail)
+            else:
+                anchor.fell_back(reason, anchor.line, detail)
+                anchor.give_up(reason, detail)
             return
         result = anchor.graph.merge(trace)
         if result.reset:
@@ -345,7 +350,7 @@ class Conductor:
         self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
 
     def _record_rest(self, anchor: ActiveAnchor, skeleton: Skeleton) -> Recorder:
-        recorder = self._record()
+        recorder = self._record(anchor)
         for anchor_id, frame_id, code in self.visits:
             self.observer.loop_visited(anchor_id, frame_id, code)
         last = skeleton.here().call.site

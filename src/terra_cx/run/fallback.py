@@ -121,6 +121,9 @@ class _Replay:
         elif event.what == "record":
             name, op, outputs, inputs, rest = event.args
             REAL[name](op, [_real(item) for item in outputs], [_real(item) for item in inputs], *rest)
+        elif event.what == "gradient":
+            op, inputs, attrs, outputs = event.args
+            record_gradient(op, [_real(item) for item in inputs], attrs, [_real(item) for item in outputs])
 
     def _run(self, run: BlockRun) -> None:
         """Tell the tapes of one run's ops: pure ones are executed again, effects are not."""
@@ -161,7 +164,7 @@ class _Replay:
             if slot is None:
                 # Made inside a gradient: the tape knows it now, and a gradient of higher order will mention it.
                 slot = run.slots[flat] = Slot(Spec(value._datatype_enum(), value._shape_tuple()), run, flat)
-            slot.value = value
+            slot.replace(value)
 
 
 def _real(item: Any) -> Any:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
-from terra_cx.compile.blocks import LIST, LOCAL, Block, Step, free_attrs
+from terra_cx.compile.blocks import LIST, LOCAL, Block, Step
 from terra_cx.reasons import Reason
 from terra_cx.run.arguments import SEQUENCES, normalised
 from terra_cx.run.block_run import BlockRun, Draw, Frozen, State
@@ -34,7 +34,7 @@ from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.datasets import Independence
 from terra_cx.tf.native import REAL, FallbackException
-from terra_cx.tf.opdefs import SHAPE_OPS, Kind, classify
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, classify, lasting_attrs
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.keys import freeze
@@ -274,8 +274,7 @@ class Skeleton(Taping):
                     "terra-cx: a finaliser that runs between two blocks reads a value of a later one"
                 )
             return
-        mine = get_ident() == self.owner
-        if not mine or self.busy:
+        if not self._mine():
             if run.state <= State.SENT:
                 self.publish()
                 self.handover.wait(run, "fetch")
@@ -313,7 +312,7 @@ class Skeleton(Taping):
     # -- ops -------------------------------------------------------------------------------------------------
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
-        if self.busy or get_ident() != self.owner:
+        if self.busy or get_ident() != self.owner:  # `_mine`, without the call
             return self.foreign(op, lambda a: _fast(ctx, op, name, *a), args)
         if self.scoped and native.context().device_name:
             return self.diverge(Reason.DEVICE_SCOPE, f"{op} is placed by a device scope").fast(
@@ -371,7 +370,7 @@ class Skeleton(Taping):
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
         """``TFE_Py_Execute``: validate and answer with placeholders."""
         text = op.decode() if isinstance(op, bytes) else op
-        if self.busy or get_ident() != self.owner:
+        if not self._mine():
             return self.foreign(
                 text, lambda a: _execute(handle, device, op, a[0], attrs, outputs), (list(inputs),)
             )
@@ -427,10 +426,7 @@ class Skeleton(Taping):
             inputs, attrs = args[: step.width], args[step.width :]
         else:
             inputs, attrs = args[0], args[1]
-        if step.kind is Kind.DRAW:
-            if free_attrs(attrs) != free_attrs(step.attrs):
-                return False
-        elif freeze(attrs) != step.frozen:
+        if freeze(lasting_attrs(step.kind, attrs)) != step.frozen:
             return False
         if step.kind in (Kind.OWNER, Kind.SOURCE):
             return True
@@ -613,7 +609,11 @@ class Skeleton(Taping):
         self.dispatch()
         self.busy = False
         self.drain()
-        return self.natively(step, args, name)
+        self.busy = True  # its host callback, if it has one, is part of it
+        try:
+            return self.natively(step, args, name)
+        finally:
+            self.busy = False
 
     def explain(self, op: str, form: str, args: tuple[Any, ...]) -> tuple[Reason, str]:
         """Why an op diverges, by the difference."""
@@ -638,7 +638,7 @@ class Skeleton(Taping):
     # -- others ----------------------------------------------------------------------------------------------
     def query(self, name: str, *args: Any) -> Any:
         """A native question about tensors that the skeleton cannot answer: under a tape it is a divergence."""
-        if get_ident() == self.owner and (name in EFFECTS or not _tapes_empty()):
+        if self._mine() and (name in EFFECTS or not _tapes_empty()):
             reason = Reason.NATIVE_EFFECT if name in EFFECTS else Reason.TAPE_QUERY
             return self.diverge(reason, name).query(name, *args)
         return REAL[name](*[resolve_all(arg) for arg in args])

@@ -49,7 +49,7 @@ class Taping(ABC):
         self.step: Step | None = None
         """What the open run expects next."""
         self.busy = False
-        """Whether the owner thread is validating: an op that arrives then is not the program's next one."""
+        """Whether the owner thread is validating, or in an op of its own: what arrives then is not the program's."""
         self._signatures: dict[Any, Any] = {}
 
     @abstractmethod
@@ -71,7 +71,8 @@ class Taping(ABC):
         """Leave the TraceGraph; the handler that goes on."""
 
     def _mine(self) -> bool:
-        return get_ident() == self.owner
+        """Whether what arrives is the program's next: not another thread's, a finaliser's, a host callback's."""
+        return get_ident() == self.owner and not self.busy
 
     def _position(self) -> int:
         return self.log.position if self.run is None else self.run.position
@@ -131,7 +132,7 @@ class Taping(ABC):
         """Custom gradients: noted for a rebuild, told to nobody else (the native tape is empty)."""
         if self._mine() and (_tapes_empty() or REAL["TFE_Py_TapeSetIsStopped"]()):
             return None  # nobody listens
-        if not self._mine() or self.busy:
+        if not self._mine():
             return REAL[name](op, resolve_all(list(outputs)), resolve_all(list(inputs)), *rest)
         detail = gradient_detail(op, outputs, inputs, rest)
         if detail is None or not all(type(t) is Placeholder for t in outputs):
@@ -144,7 +145,7 @@ class Taping(ABC):
 
     def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
         """``TFE_Py_RecordGradient``: nothing to tell, the op was validated and the native tape is empty."""
-        if not self._mine() or self.busy or not all(isinstance(t, EagerTensor) for t in outputs):
+        if not self._mine() or not all(isinstance(t, EagerTensor) for t in outputs):
             return REAL["TFE_Py_RecordGradient"](op, resolve_all(inputs), attrs, resolve_all(outputs), *scope)
         return None
 

@@ -25,7 +25,9 @@ __all__ = [
     "arg_layout",
     "attr_pairs",
     "classify",
+    "inferred_attrs",
     "input_dtypes",
+    "lasting_attrs",
     "writes",
 ]
 
@@ -82,8 +84,9 @@ _DRAWS = frozenset(
     }
 )
 _SOURCES = frozenset({"IteratorGetNext", "IteratorGetNextSync", "IteratorGetNextAsOptional"})
-SEED_ATTRS = frozenset({"seed", "seed2"})
-"""Attributes that change on every call when only the global seed is set; a draw takes them as they come."""
+_PASSED_ON = {Kind.DRAW: frozenset({"seed", "seed2"}), Kind.OWNER: frozenset({"token"})}
+"""Attributes that change on every call and are passed on as they come: a draw's seeds when only the global seed is set,
+the number under which a host callback is registered."""
 
 SHAPE_OPS = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 """Ops whose result follows from the static shape of their inputs."""
@@ -158,6 +161,15 @@ def classify(op: str) -> Kind:
     return Kind.PURE
 
 
+def lasting_attrs(kind: Kind, attrs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The attributes by which an op of a kind is known: without those that change on every call."""
+    passed_on = _PASSED_ON.get(kind)
+    if passed_on is None or passed_on.isdisjoint(attrs[::2]):
+        return attrs
+    pairs = zip(attrs[::2], attrs[1::2], strict=True)
+    return tuple(item for name, value in pairs if name not in passed_on for item in (name, value))
+
+
 def writes(op: str) -> bool:
     """Whether an op writes a resource variable, in a block or on the owner thread (scatters, sparse updates)."""
     kind = classify(op)
@@ -221,6 +233,30 @@ def arg_layout(op: str) -> tuple[tuple[str, str, str, bool], ...]:
 def attr_pairs(attrs: tuple[Any, ...]) -> dict[str, Any]:
     """Alternating names and values as a dict."""
     return dict(zip(attrs[::2], attrs[1::2], strict=True))
+
+
+def inferred_attrs(op: str, layout: tuple[int, ...], dtypes: list[int]) -> tuple[Any, ...]:
+    """The attributes that follow from an op's inputs, as the native fast path gives them to the tapes.
+
+    Args:
+        op: the op's name.
+        layout: per argument -1, or how many tensors its list has.
+        dtypes: ``DataType`` enums of the flat inputs.
+
+    Returns:
+        Alternating names and values.
+    """
+    found: dict[str, Any] = {}
+    rest = iter(dtypes)
+    for arg, count in zip(op_def(op).input_arg, layout, strict=False):
+        enums = [next(rest) for _ in range(1 if count < 0 else count)]
+        if arg.number_attr:
+            found[arg.number_attr] = count
+        if arg.type_list_attr:
+            found[arg.type_list_attr] = enums
+        elif arg.type_attr and enums:
+            found[arg.type_attr] = enums[0]
+    return tuple(item for pair in found.items() for item in pair)
 
 
 def input_dtypes(

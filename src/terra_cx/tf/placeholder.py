@@ -28,7 +28,7 @@ _new = object.__new__
 class Placeholder(ops._EagerTensorBase):
     """A ``tf.Tensor`` whose value is still being computed; see the module's page for what it promises."""
 
-    __slots__ = ("_slot", "_uid")
+    __slots__ = ("_slot",)
 
     _slot: Slot
 
@@ -69,15 +69,11 @@ class Placeholder(ops._EagerTensorBase):
 
     @property
     def _id(self) -> int:
-        # The tape knows tensors by this number; a resolved placeholder is the tensor it stands for.
-        value = self._slot.value
-        if value is not None:
-            return int(value._id)
-        try:
-            return int(self._uid)
-        except AttributeError:
-            self._uid: int = _uid()
-            return int(self._uid)
+        # Tapes know tensors by this number. Once told, it stays, although the value that comes later has its own.
+        slot = self._slot
+        if slot.uid is None:
+            slot.uid = int(_uid() if slot.value is None else slot.value._id)
+        return slot.uid
 
     @property
     def _handle_data(self) -> Any:

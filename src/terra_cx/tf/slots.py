@@ -42,9 +42,10 @@ class Slot:
 
     ``run`` is the block run that will fill the slot, ``index`` the output's number in it. ``position`` numbers the ops
     of a region. A value may be *replaced* by a bit-identical tensor when a tape is rebuilt (see `run.fallback`).
+    ``uid`` is the number by which tapes know the tensor, once somebody has asked for it.
     """
 
-    __slots__ = ("error", "index", "run", "spec", "value")
+    __slots__ = ("error", "index", "run", "spec", "uid", "value")
 
     def __init__(self, spec: Spec, run: Filler | None, index: int) -> None:
         self.spec = spec
@@ -52,6 +53,12 @@ class Slot:
         self.index = index
         self.value: Any = None
         self.error: BaseException | None = None
+        self.uid: int | None = None
+
+    def replace(self, value: Any) -> None:
+        """Hold ``value`` from now on, which has the same bits; tapes know it by its own number."""
+        self.value = value
+        self.uid = None
 
     def resolve(self) -> Any:
         """The value, waiting for it if need be.

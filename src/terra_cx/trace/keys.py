@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from terra_cx.tf.opdefs import SEED_ATTRS, Kind
+from terra_cx.tf.opdefs import Kind, lasting_attrs
 from terra_cx.trace.records import Call, Resource
 
 __all__ = ["Key", "Keys", "freeze"]
@@ -86,13 +86,9 @@ class Keys:
 def _form(call: Call) -> Any:
     if call.kind is Kind.GRADIENT:
         return tuple((inner.op, *(spec.key() for spec in inner.outputs)) for inner in call.inner)
-    attrs = call.attrs
-    if call.kind is Kind.DRAW:
-        pairs = zip(attrs[::2], attrs[1::2], strict=True)
-        attrs = tuple(item for name, value in pairs if name not in SEED_ATTRS for item in (name, value))
     free = call.kind in (Kind.OWNER, Kind.SOURCE)
     return (
-        freeze(attrs),
+        freeze(lasting_attrs(call.kind, call.attrs)),
         call.layout,
         () if free else tuple(None if spec is None else spec.key() for spec in call.input_specs),
         tuple(spec.key() for spec in call.outputs),

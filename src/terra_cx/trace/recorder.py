@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from terra_cx.reasons import Reason
+from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail, has_foreign_gradient
@@ -97,10 +97,19 @@ def _died(seen: Any) -> None:
 
 
 class Recorder:
-    """Boundary handler of a traced region; `trace` is complete when the region ends."""
+    """Boundary handler of a traced region; `trace` is complete when the region ends.
 
-    def __init__(self, locate: Callable[[Any], Any], user_mark: Callable[[], int]) -> None:
+    Args:
+        locate: gives the site of an op issued below a frame.
+        user_mark: counts calls of user functions.
+        live_tapes: whether the ops of a gradient are noted one by one, as all others, not as one composite call.
+    """
+
+    def __init__(
+        self, locate: Callable[[Any], Any], user_mark: Callable[[], int], *, live_tapes: bool = False
+    ) -> None:
         self.trace = Trace()
+        self.live_tapes = live_tapes
         self.position = 0
         self._locate = locate
         self._user_mark = user_mark
@@ -112,6 +121,8 @@ class Recorder:
         self._first = 0
         self._reads: list[Ref] = []
         self._owner = get_ident()
+        self._inside = False
+        """Whether an op of the owner's is running: what arrives then comes from its host callback."""
         self._last = time.perf_counter()
         self.limit: int | None = None
         self.overrun = False
@@ -173,7 +184,7 @@ class Recorder:
     # -- ops -----------------------------------------------------------------------------------------------------
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``."""
-        if get_ident() != self._owner:
+        if not self._mine():
             return _fast(ctx, op, name, *resolve_all(args))
         width = len(arg_layout(op))
         values = [self._real(value) for value in args[:width]]
@@ -202,7 +213,11 @@ class Recorder:
             else:
                 values[index] = flat[-1]
         start = time.perf_counter()
-        result = _fast(ctx, op, name, *values, *attrs)
+        self._inside = classify(op) is Kind.OWNER
+        try:
+            result = _fast(ctx, op, name, *values, *attrs)
+        finally:
+            self._inside = False
         self._note(op, "F", attrs, tuple(layout), flat, consts, result, name, start, raws)
         return result
 
@@ -227,12 +242,16 @@ class Recorder:
 
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
         """``TFE_Py_Execute``; ``op`` may be the name of a function."""
-        if get_ident() != self._owner:
+        if not self._mine():
             return _execute(handle, device, op, resolve_all(list(inputs)), attrs, outputs)
         flat = [self._real(value) for value in inputs]
-        start = time.perf_counter()
-        result = _execute(handle, device, op, flat, attrs, outputs)
         op = op.decode() if isinstance(op, bytes) else op
+        start = time.perf_counter()
+        self._inside = classify(op) is Kind.OWNER
+        try:
+            result = _execute(handle, device, op, flat, attrs, outputs)
+        finally:
+            self._inside = False
         attrs = tuple(attrs) if attrs else ()
         self._note(op, "E", attrs, tuple([-1] * len(flat)), flat, [None] * len(flat), result, None, start)
         return result
@@ -334,12 +353,16 @@ class Recorder:
 
     def refuse(self, reason: Reason, detail: str, site: Any = None) -> None:
         """Note why the region cannot be co-executed; the first reason stands."""
+        if self.live_tapes and reason in NEEDS_LIVE_TAPES:
+            return
         if self.trace.refused is None:
             line = f"{site.filename}:{site.line}" if site is not None else ""
             self.trace.refused = (reason, f"{detail} ({line})" if line else detail)
 
     def fetched(self, tensor: Any) -> None:
         """Python read the value of a real tensor."""
+        if not self._mine():
+            return
         ref = self._known_as(tensor)
         if self._inner is not None:
             # Gradient code, which co-execution never runs: what it reads must be guarded where the op got it.
@@ -349,17 +372,23 @@ class Recorder:
             self.trace.fetches.add(self.position - 1)
 
     # -- tapes ---------------------------------------------------------------------------------------------------
+    def _mine(self) -> bool:
+        return get_ident() == self._owner and not self._inside
+
     def _recording(self) -> bool:
         return not REAL["TFE_Py_TapeSetIsEmpty"]() and not REAL["TFE_Py_TapeSetIsStopped"]()
 
     def _tape_event(self, what: str, tape: Any = None, ref: Ref | None = None, detail: Any = None) -> None:
+        if not self._mine():
+            return
         number = next((i for i, known in enumerate(self._tapes) if known is tape), -1)
         self.trace.events.append(TapeEvent(self.position, what, number, ref, detail))
 
     def tape_new(self, persistent: Any, watch_accessed: Any) -> Any:
         """``TFE_Py_TapeSetNew``."""
         tape = REAL["TFE_Py_TapeSetNew"](persistent, watch_accessed)
-        self._tapes.append(tape)
+        if self._mine():
+            self._tapes.append(tape)
         self._tape_event("new", tape, detail=(bool(persistent), bool(watch_accessed)))
         return tape
 
@@ -398,7 +427,7 @@ class Recorder:
     def record_operation(self, name: str, op: Any, outputs: Any, inputs: Any, *rest: Any) -> Any:
         """The three ``TFE_Py_TapeSetRecordOperation*`` functions (custom gradients, calls of ``tf.function``)."""
         outputs, inputs = resolve_all(list(outputs)), resolve_all(list(inputs))
-        if get_ident() == self._owner and self._recording():
+        if self._mine() and self._recording():
             detail = gradient_detail(op, outputs, inputs, rest)
             if any(id(out) not in self._refs and out._datatype_enum() in _FLOATS for out in outputs):
                 self.refuse(
@@ -421,7 +450,7 @@ class Recorder:
 
     def follows(self) -> bool:
         """Whether the calling thread's ops are traced."""
-        return get_ident() == self._owner
+        return self._mine()
 
     def query(self, name: str, *args: Any) -> Any:
         """Any other function of the boundary that takes tensors: resolved, then asked natively."""
@@ -438,10 +467,12 @@ class Recorder:
         given = [g for g in output_gradients or () if g is not None]
         flat = [*target, *given, *sources]
         eager = native.executing_eagerly() and all(isinstance(tensor, EagerTensor) for tensor in flat)
-        if get_ident() != self._owner or not eager:
+        if not self._mine() or not eager:
             # Another thread, or a graph that is being traced: none of the region's business.
             return _gradient(tape, target, sources, output_gradients, resolve_all(sources_raw), unconnected)
         number = next((i for i, known in enumerate(self._tapes) if known is tape), -1)
+        if self.live_tapes and number >= 0:
+            return _gradient(tape, target, sources, output_gradients, resolve_all(sources_raw), unconnected)
         refs = tuple(self.ref(tensor) for tensor in flat)
         specs = tuple(Spec(t._datatype_enum(), t._shape_tuple()) for t in flat)
         present = tuple(g is not None for g in output_gradients) if output_gradients is not None else None

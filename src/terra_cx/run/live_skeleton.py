@@ -1,0 +1,132 @@
+"""The skeleton with live tapes: the native tapes are told of each validated op, and ``tape.gradient`` really runs.
+
+Where a gradient runs code of the program (``tf.custom_gradient``, ``tf.recompute_grad``), or something that is in no
+graph computed under the tape (a ``tf.function``, ``tf.py_function``, a copy to a device), the gradient cannot be one
+step whose Python is skipped. Then its Python runs, and the ops that it issues are validated like all others.
+
+Guarantees:
+
+* A tape is told what eager would tell it, in the same order: so gradients are summed in eager's order, bit for bit.
+* A tape knows tensors by number. That of a placeholder is its slot's, and does not change when the value comes.
+* What an op of the owner's gave (a real tensor) is also noted in the log: a rebuild (`run.fallback`), in which tensors
+  get new numbers, tells the tapes of it again.
+
+Source: ``pywrap_tfe_src.cc``, ``RecordGradient`` and ``TFE_Py_TapeGradient``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from terra_cx.compile.blocks import Step
+from terra_cx.run.block_run import BlockRun
+from terra_cx.run.checks import bindings
+from terra_cx.run.skeleton import Skeleton
+from terra_cx.tf import native
+from terra_cx.tf.boundary import EFFECTS
+from terra_cx.tf.native import REAL, EagerTensor
+from terra_cx.tf.opdefs import inferred_attrs
+from terra_cx.tf.placeholder import Placeholder
+
+__all__ = ["LiveSkeleton"]
+
+_record = REAL["TFE_Py_RecordGradient"]
+_tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
+_tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
+
+
+class LiveSkeleton(Skeleton):
+    """See the module's page."""
+
+    def commit(self, run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
+        """As `Skeleton.commit`; then the tapes are told, as native code does on the fast path."""
+        answer = super().commit(run, step, args, name)
+        if step.form == "F" and not _tapes_empty() and not _tapes_stopped():
+            outputs = list(_flat(answer))
+            if outputs:
+                inputs = _inputs(run, step, args)
+                if step.inferred is None:
+                    dtypes = [tensor._datatype_enum() for tensor in inputs]
+                    step.inferred = inferred_attrs(step.op, step.node.call.layout, dtypes)
+                self._tell(step.op, inputs, (*args[step.width :], *step.inferred), outputs)
+        return answer
+
+    def _tell(self, op: Any, inputs: list[Any], attrs: Any, outputs: list[Any], *scope: Any) -> None:
+        _record(op, inputs, attrs, outputs, *(scope or ("",)))
+        if not all(type(tensor) is Placeholder for tensor in outputs):
+            # A rebuild executes validated ops again, and tells the tapes of them; this one it would not.
+            self._event("gradient", args=(op, _kept(inputs), attrs, _kept(outputs)))
+
+    def tape_watch(self, tape: Any, tensor: Any) -> Any:
+        """``TFE_Py_TapeWatch``: noted, and told."""
+        if not self._mine():
+            return super().tape_watch(tape, tensor)
+        self._event("watch", tape, tensor._slot if type(tensor) is Placeholder else tensor)
+        return REAL["TFE_Py_TapeWatch"](tape, tensor)
+
+    def record_operation(self, name: str, op: Any, outputs: Any, inputs: Any, *rest: Any) -> Any:
+        """Custom gradients and calls of ``tf.function``: noted, and told."""
+        if not self._mine() or _tapes_empty() or _tapes_stopped():
+            return super().record_operation(name, op, outputs, inputs, *rest)
+        outputs, inputs = list(outputs), list(inputs)
+        self._event("record", args=(name, op, _kept(outputs), _kept(inputs), rest))
+        return REAL[name](op, outputs, inputs, *rest)
+
+    def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
+        """``TFE_Py_RecordGradient``: generated code tells the tapes about an op of the slow path."""
+        tensors = all(isinstance(tensor, EagerTensor) for tensor in outputs)
+        if not self._mine() or not tensors:
+            return super().record_gradient(op, inputs, attrs, outputs, *scope)
+        return self._tell(op, list(inputs), attrs, list(outputs), *scope)
+
+    def query(self, name: str, *args: Any) -> Any:
+        """A native question about tensors; the tapes know the answer."""
+        if not self._mine() or name in EFFECTS:
+            return super().query(name, *args)
+        return REAL[name](*args)
+
+    def tape_gradient(
+        self, tape: Any, target: Any, sources: Any, output_gradients: Any, sources_raw: Any, unconnected: Any
+    ) -> Any:
+        """``TFE_Py_TapeGradient``: the tape is asked, and the gradients' Python comes back here with its ops."""
+        number = self.log.tape_number(tape)
+        eager = all(isinstance(tensor, EagerTensor) for tensor in (*target, *sources))
+        if number < 0 or not eager or not self._mine():
+            return super().tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
+        if not self.log.persistent(number):
+            self.log.consumed.add(number)  # now: a divergence on the way must not rebuild it
+        return REAL["TFE_Py_TapeGradient"](tape, target, sources, output_gradients, sources_raw, unconnected)
+
+
+def _flat(answer: Any) -> Iterator[Any]:
+    if isinstance(answer, list):
+        for item in answer:
+            yield from _flat(item)
+    elif answer is not None:
+        yield answer
+
+
+def _kept(tensors: list[Any]) -> list[Any]:
+    """The tensors without the placeholders: the log holds slots."""
+    return [tensor._slot if type(tensor) is Placeholder else tensor for tensor in tensors]
+
+
+def _inputs(run: BlockRun, step: Step, args: tuple[Any, ...]) -> list[Any]:
+    """The flat inputs of a fast-path op as tensors: a tape never hears of raw values."""
+    flat: list[Any] = []
+    for arg, count in zip(args, step.node.call.layout, strict=False):
+        flat.extend(arg if count >= 0 else (arg,))
+    if all(isinstance(arg, EagerTensor) for arg in flat):
+        return flat
+    bound = bindings(run, step, guarded=True)
+    dtypes = [rule.dtype for rule in step.node.rules] or [None] * len(flat)
+    for index, arg in enumerate(flat):
+        if not isinstance(arg, EagerTensor):
+            known = bound[index] if index < len(bound) else None
+            flat[index] = known if isinstance(known, EagerTensor) else _converted(arg, dtypes[index])
+    return flat
+
+
+def _converted(value: Any, dtype: int | None) -> Any:
+    return native.as_tensor(value, None if dtype is None else native.dtype_of(dtype))
