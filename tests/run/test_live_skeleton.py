@@ -42,7 +42,14 @@ def test_gradients_are_summed_in_eagers_order():
     def step(number, w, v, x):
         with tf.GradientTape() as tape:
             y = tf.tanh(x @ w)
-            parts = [y @ v, y * v, tf.sin(y) @ v, y / 3.0, tf.reshape(y, [-1, 3]), tf.stack([y[0], y[1], y[0]])]
+            parts = [
+                y @ v,
+                y * v,
+                tf.sin(y) @ v,
+                y / 3.0,
+                tf.reshape(y, [-1, 3]),
+                tf.stack([y[0], y[1], y[0]]),
+            ]
             loss = tf.add_n(
                 [tf.reduce_mean(tf.square(part + tf.cast(tf.rank(y), tf.float32))) for part in parts]
             )
