@@ -100,6 +100,7 @@ class Options:
     warmup: int = 1
     watchdog: float = 60.0
     sync_errors: bool = False
+    no_elide: bool = False
     disable: bool = False
     max_nodes: int = 20000
 
@@ -160,6 +161,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("warmup", _whole(1), "traced regions that must bring nothing new before compiling", "N"),
         Setting("watchdog", _seconds, "a wait this long prints what both threads are doing", "SECONDS"),
         Setting("sync_errors", _flag, "let no step start before the last one can no longer fail"),
+        Setting("no_elide", _flag, "run the Python of all library calls"),
         Setting("disable", _flag, "turn everything off"),
         Setting("max_nodes", _whole(1), "bound on the nodes of one loop's TraceGraph", "N"),
     )

@@ -237,7 +237,7 @@ class Session:
         if self.conductor is None:
             boundary = Boundary()
             self.conductor = Conductor(
-                self.options, boundary, StatementObserver(self.user, self.table), self._internal
+                self.options, boundary, StatementObserver(self.user, self.table), self._internal, self.user
             )
             self.conductor.on_region = self.on_region
         self.conductor.boundary.install()

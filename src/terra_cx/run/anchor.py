@@ -13,6 +13,7 @@ from typing import Any
 from terra_cx.compile.blocks import Block, build_block
 from terra_cx.compile.lowering import lower
 from terra_cx.reasons import Reason
+from terra_cx.run.elider import Elisions
 from terra_cx.run.pace import Manner, Pace
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
@@ -61,6 +62,8 @@ class ActiveAnchor:
     unsettled: int = 0
     outgrown: int = 0
     """Traced regions in a row that had more ops than may be traced."""
+    elisions: Elisions | None = None
+    """The library calls that may be elided in its regions."""
     live_tapes: str | None = None
     """Why the gradients of its regions are taken op by op (`run.live_skeleton`), if they are."""
     given_up: str | None = None
@@ -157,6 +160,8 @@ class ActiveAnchor:
         self.stage = Stage.TRACING
         self.settled = 0
         self.forget_blocks()
+        if self.elisions is not None:
+            self.elisions.clear()
 
     def go_live(self, reason: Reason, detail: str) -> None:
         """Learn the step anew, with live tapes."""
@@ -197,6 +202,7 @@ class ActiveAnchor:
             "nodes": len(self.graph),
             "blocks": len(self._blocks),
             "live_tapes": self.live_tapes,
+            "elisions": None if self.elisions is None else self.elisions.as_dict(),
             "given_up": self.given_up,
             "manner": self.pace.chosen.value if self.pace.chosen is not None else None,
             "manner_ms": {manner.value: self.pace.ms(manner) for manner in self.pace.seconds},

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from terra_cx.config import Options
+from terra_cx.elide.entries import Entries
+from terra_cx.observe.importer import UserCode
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.run.anchor import ActiveAnchor, Stage
+from terra_cx.run.elider import Elider, Elisions
 from terra_cx.run.fallback import prefix, rebuild, recover
 from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.handover import Handover
@@ -26,6 +29,7 @@ from terra_cx.run.switch_interval import SwitchInterval
 from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.tf.boundary import Boundary
 from terra_cx.tf.native import REAL
+from terra_cx.trace.library_calls import CallNotes
 from terra_cx.trace.recorder import Recorder
 from terra_cx.trace.tracegraph import TraceGraph
 
@@ -69,10 +73,13 @@ class Conductor:
         boundary: Boundary,
         observer: Observer,
         internal: Callable[[str, BaseException], None],
+        user: UserCode | None = None,
     ):
         self.options = options
         self.boundary = boundary
         self.observer = observer
+        self.user = user if user is not None else UserCode()
+        self.entries = Entries()
         self.internal = internal
         self.runner = GraphRunner(_QUEUE, options.watchdog, self._stalled)
         self.runner.internal = internal
@@ -105,6 +112,8 @@ class Conductor:
             lambda: next(self._uids),
             needed=self.options.warmup,
         )
+        if not self.options.no_elide:
+            anchor.elisions = Elisions(self.entries, self._tell)
         anchor.eager_times = eager_times
         self.anchors[anchor_id] = anchor
         return anchor
@@ -135,6 +144,10 @@ class Conductor:
         if anchor.stage is Stage.GIVEN_UP:
             self.boundary.use(self.boundary.passive)
             self.switch.restore()
+            return
+        if anchor.stage is Stage.CO and anchor.elisions is not None and anchor.elisions.due():
+            self.drain()
+            self._record(anchor)
             return
         if anchor.stage is Stage.CO and self.options.mode in ("co", "lazy"):
             self._compiling = self.runner.statistics.compile_seconds
@@ -174,6 +187,8 @@ class Conductor:
                 sync_errors=self.options.sync_errors,
             )
             found.rebuild = lambda: rebuild(made)
+            if anchor.elisions is not None:
+                found.elider = Elider(found, anchor.elisions)
             self._skeletons[id(anchor)] = found
         return found
 
@@ -182,6 +197,11 @@ class Conductor:
         recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live)
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
+        if anchor.elisions is not None and self.skeleton is None:  # not the rest of a region that diverged
+            self.entries.put(self.boundary)
+            anchor.elisions.refresh()
+            names, refusals = anchor.elisions.names, anchor.elisions.refusals
+            recorder.calls = CallNotes(recorder, self.user, self.entries, names, refusals)
         with Uninterrupted():
             self.recorder = recorder
             self.observer.start(self._frame)
@@ -304,6 +324,8 @@ class Conductor:
         result = anchor.graph.merge(trace)
         if result.reset:
             anchor.retrace()
+        elif recorder.calls is not None and anchor.elisions is not None:
+            anchor.elisions.learn(trace, recorder.calls.found)
         if anchor.graph.overgrown:
             anchor.give_up(Reason.GRAPH_TOO_LARGE, f"more than {anchor.graph.max_nodes} nodes")
         elif diverged:
@@ -403,9 +425,14 @@ class Conductor:
         self.switch.restore()
 
     def close(self) -> None:
-        """End the graph runner."""
+        """End the graph runner, and give the libraries their methods back."""
+        self.entries.take_back()
         self.runner.close()
         self.switch.restore()
+
+    @staticmethod
+    def _tell(message: str) -> None:
+        sys.stderr.write(f"terra-cx: {message}\n")
 
     @property
     def raised(self) -> BaseException | None:

@@ -229,8 +229,9 @@ def _call(run: BlockRun, step: Any, ref_of: Any, known: Any) -> Call:
     template: Call = step.node.call
     refs: list[Ref] = []
     for check, recorded in zip(flat_checks(step), template.inputs, strict=False):
-        if check[0] == LOCAL and run.slots[check[1]] is not None:
-            refs.append(ref_of(run.slots[check[1]]))
+        if check[0] == LOCAL:
+            position, out = run.block.places[check[1]]
+            refs.append(Local(run.start + position, out))
         elif check[0] == PARAM:
             refs.append(ref_of(run.params[check[1]]))
         elif check[0] == KNOWN:

@@ -151,7 +151,9 @@ def _compute(
             if position >= start and step.kind not in (Kind.OWNER, Kind.SOURCE, Kind.DRAW):
                 for rule, bound in zip(step.node.rules, bindings(run, step), strict=True):
                     where = places.of(bound)
-                    if rule.need is Need.LOCAL and bound is not None:
+                    if rule.need is Need.LOCAL and bound is None:
+                        continue  # a known result, or one that only the ops of an elided call have
+                    if rule.need is Need.LOCAL:
                         if rule.node is not None and rule.node.kind is Kind.KNOWN:
                             continue
                         executions = made.get((rule.node, rule.out), ())

@@ -118,6 +118,8 @@ class Skeleton(Taping):
         """Makes the tapes of kept logs native (`run.fallback.rebuild`), which frees the logs."""
         self.kept: list[RegionLog] = []
         self.previous: Node = graph.root
+        self.elider: Any = None
+        """Who elides library calls (`run.elider.Elider`), if anybody."""
         self.nowhere = Node(-2, graph.root.call)
         self.risky = BlockRun(Block(-1, ()), self, 0, 0)
         """The youngest run handed over that may fail."""
@@ -467,15 +469,22 @@ class Skeleton(Taping):
         position = self.log.position if run is None else run.position
         return BlockRun(self.block_for(node), self, position, self.log.number)
 
-    def enter(self, started: BlockRun, here: Node, node: Node) -> tuple[BlockRun, Step]:
-        """Dispatch what was open and go on with ``started``."""
+    def enter(self, started: BlockRun, here: Node, node: Node, pos: int = 0) -> tuple[BlockRun, Step]:
+        """Dispatch what was open and go on with ``started``, whose first ``pos`` steps count as validated."""
         self.dispatch()
         here.succ[node] += 1
-        step: Step = started.block.steps[0]
+        steps = started.block.steps
+        following = steps[pos] if pos < len(steps) else None
+        if pos:
+            started.start = self.position()
         self.log.runs.append(started)
+        # No call from here: Ctrl-C finds the run open as a whole, or not at all.
         self.run = started
-        self.step = step
-        return started, step
+        self.step = following
+        started.pos = pos
+        if following is None and started.block.prompt:
+            self.dispatch()
+        return started, steps[0]
 
     def left(self, node: Node) -> None:
         """The open block was left after ``node``; the second time, a cut is made there."""
@@ -586,6 +595,42 @@ class Skeleton(Taping):
             self.drain()
         elif following is None and run.block.prompt:
             self.dispatch()
+
+    def advance_over(self, run: BlockRun, pos: int, turns: dict[Node, int]) -> None:
+        """Commit several steps at once, up to ``pos``; see `advance`.
+
+        Args:
+            run: the open run.
+            pos: the number of validated steps afterwards.
+            turns: how often nodes that gradients refer to have been executed then.
+
+        Raises:
+            Frozen: the run was handed over meanwhile; nothing was committed.
+        """
+        steps = run.block.steps
+        following = steps[pos] if pos < len(steps) else None
+        if run.frozen:
+            raise Frozen
+        run.pos = pos
+        self.step = following
+        self.log.turns.update(turns)
+        if following is None and run.block.prompt:
+            self.dispatch()
+
+    def position(self) -> int:
+        """The region's position of the next op."""
+        return self._position()
+
+    def accessed(self, variable: Any) -> None:
+        """A library call that is elided would have told the tapes of a variable."""
+        self._event("access", args=variable.handle)
+        REAL["TFE_Py_TapeVariableAccessed"](variable)
+
+    def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a library (`elide.entries`): elided if everything it depends on is as it was."""
+        if self.elider is None or not self._mine():
+            return entry.own(*args, **kwargs)
+        return self.elider.call(entry, args, kwargs)
 
     def natively(self, step: Step, args: tuple[Any, ...], name: Any) -> Any:
         """Run an owner's op as in eager."""

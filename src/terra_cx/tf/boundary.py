@@ -142,6 +142,9 @@ class Handler(Protocol):
     def follows(self) -> bool:
         """Whether the calling thread's ops are traced or co-executed."""
 
+    def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a library whose Python may be elided (`elide.entries`)."""
+
 
 def _holds_placeholder(value: Any) -> bool:
     if type(value) is Placeholder:
@@ -230,6 +233,10 @@ class Passive:
     def follows(self) -> bool:
         """Nothing is traced."""
         return False
+
+    def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As it is."""
+        return entry.own(*args, **kwargs)
 
     def query(self, name: str, *args: Any) -> Any:
         """Any other function that takes tensors."""

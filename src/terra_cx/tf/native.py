@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from tensorflow.python import pywrap_tfe
+from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import core as _core
 from tensorflow.python.framework import dtypes, errors, op_def_registry, ops, tensor_shape
@@ -21,6 +22,7 @@ from tensorflow.python.ops import resource_variable_ops, script_ops
 
 __all__ = [
     "REAL",
+    "DType",
     "EagerTensor",
     "EagerTensorBase",
     "FallbackException",
@@ -29,6 +31,7 @@ __all__ = [
     "NotOkStatus",
     "OpError",
     "ResourceVariable",
+    "TensorShape",
     "as_tensor",
     "call_host",
     "context",
@@ -47,6 +50,7 @@ __all__ = [
     "record_gradient",
     "run_execute",
     "run_fast",
+    "strategy",
     "tensor_shape",
     "wait_for_all",
 ]
@@ -66,7 +70,10 @@ HostCallbacks: Any = script_ops.FuncRegistry
 call_host: Callable[..., Any] = HostCallbacks.__call__
 """That call, as it was before any hook."""
 ResourceVariable: type = resource_variable_ops.BaseResourceVariable
+DType: type = dtypes.DType
+TensorShape: type = tensor_shape.TensorShape
 
+strategy: Callable[[], Any] = distribute_lib.get_strategy
 executing_eagerly: Callable[[], bool] = _context.executing_eagerly
 
 _fast = REAL["TFE_Py_FastPathExecute"]

@@ -121,6 +121,14 @@ class Recorder:
         self._first = 0
         self._reads: list[Ref] = []
         self._owner = get_ident()
+        self.accessed: list[Any] = []
+        """The variables that tapes were told of, in order."""
+        self.kept: dict[int, Any] | None = None
+        """While a library call is noted: the tensors from outside that its ops were the first to use, by number."""
+        self.read: list[tuple[Any, Ref | None]] = []
+        """The tensors whose values were read in library calls, and what they stand for."""
+        self.calls: Any = None
+        """Who notes library calls (`trace.library_calls.CallNotes`), if anybody."""
         self._inside = False
         """Whether an op of the owner's is running: what arrives then comes from its host callback."""
         self._last = time.perf_counter()
@@ -146,13 +154,14 @@ class Recorder:
         if found is not None and found[0] is seen:
             del self._refs[seen.address]
 
-    def _known_as(self, tensor: Any) -> Ref | None:
+    def known_as(self, tensor: Any) -> Ref | None:
+        """What a tensor stands for, if the region has seen it."""
         found = self._refs.get(id(tensor))
         return found[1] if found is not None else None
 
     def known(self, tensor: Any) -> Known | None:
         """What a guarded tensor is, if it is known as one."""
-        found = self._known_as(tensor)
+        found = self.known_as(tensor)
         return found if isinstance(found, Known) else None
 
     def adopt_tape(self, tape: Any) -> None:
@@ -166,7 +175,7 @@ class Recorder:
 
     def ref(self, tensor: Any) -> Ref:
         """Where a real tensor came from; a tensor not seen before is an external one (or a gradient's constant)."""
-        found = self._known_as(tensor)
+        found = self.known_as(tensor)
         if found is not None:
             return found
         made: Ref
@@ -176,6 +185,8 @@ class Recorder:
             made = Captured(tensor)
         else:
             made = self.next_ext()
+            if self.kept is not None:
+                self.kept[made.number] = tensor
             if is_guardable(tensor):
                 made = Known(tensor, made)
         self.adopt(tensor, made)
@@ -325,7 +336,7 @@ class Recorder:
         if native.only_device() is None and native.context().device_name:
             self.refuse(Reason.DEVICE_SCOPE, f"{op} was placed by a device scope", call.site)
         gap = start - self._last
-        if gap > 0.0 and self.trace.calls:
+        if gap > 0.0 and self.trace.calls and self.kept is None:  # a call that is watched takes its time
             self.trace.gaps[self.position - 1] = gap
         self.trace.calls.append(call)
         if kind is Kind.PURE and self._recording() and has_foreign_gradient(op):
@@ -363,7 +374,9 @@ class Recorder:
         """Python read the value of a real tensor."""
         if not self._mine():
             return
-        ref = self._known_as(tensor)
+        ref = self.known_as(tensor)
+        if self.kept is not None:
+            self.read.append((tensor, ref))
         if self._inner is not None:
             # Gradient code, which co-execution never runs: what it reads must be guarded where the op got it.
             if isinstance(ref, (Known, Ext)) or (isinstance(ref, Local) and ref.position < self._first):
@@ -446,11 +459,18 @@ class Recorder:
     def variable_accessed(self, variable: Any) -> Any:
         """``TFE_Py_TapeVariableAccessed``."""
         self._tape_event("access", ref=Resource(variable.handle))
+        self.accessed.append(variable)
         return REAL["TFE_Py_TapeVariableAccessed"](variable)
 
     def follows(self) -> bool:
         """Whether the calling thread's ops are traced."""
         return self._mine()
+
+    def library_call(self, entry: Any, args: Any, kwargs: Any) -> Any:
+        """A call of a library (`elide.entries`): it runs, and what it does is noted."""
+        if self.calls is None or not self._mine() or self._inner is not None or self.overrun:
+            return entry.own(*args, **kwargs)
+        return self.calls.call(entry, args, kwargs)
 
     def query(self, name: str, *args: Any) -> Any:
         """Any other function of the boundary that takes tensors: resolved, then asked natively."""

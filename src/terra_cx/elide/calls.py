@@ -1,0 +1,105 @@
+"""Library calls: what one call did when it really ran, as far as that must be known to elide the next one like it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optree
+
+from terra_cx.elide.entries import Entry
+from terra_cx.elide.state import State, same
+from terra_cx.tf.native import EagerTensor
+from terra_cx.tf.placeholder import Placeholder
+from terra_cx.tf.slots import Spec
+
+__all__ = ["Argument", "LibraryCall", "Source", "flatten", "normal", "repeated"]
+
+Source = tuple[Any, ...]
+"""Where a tensor comes from: ("arg", number of the leaf), ("in", op of the call, output), ("fixed", tensor or raw)."""
+
+
+def normal(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments that can be looked at without being used up: a ``zip`` becomes a list."""
+    return tuple(list(arg) if type(arg) is zip else arg for arg in args) if zip in map(type, args) else args
+
+
+def flatten(value: Any) -> tuple[list[Any], Any]:
+    """The leaves and the structure of lists, tuples and dicts; None is a leaf."""
+    return optree.tree_flatten(value, none_is_leaf=True)
+
+
+def repeated(leaves: list[Any]) -> list[int]:
+    """Which leaves are tensors that were there before: they must stay the same, and others may not become so."""
+    seen: set[int] = set()
+    found = []
+    for number, leaf in enumerate(leaves):
+        if type(leaf) is Placeholder or type(leaf) is EagerTensor:
+            if id(leaf) in seen:
+                found.append(number)
+            seen.add(id(leaf))
+    return found
+
+
+@dataclass(slots=True)
+class Argument:
+    """What one leaf of the arguments must be: a tensor of a dtype and shape, or what was there."""
+
+    spec: Spec | None
+    value: Any = None
+
+    def admits(self, given: Any) -> bool:
+        """Whether a leaf will do."""
+        spec = self.spec
+        if spec is None:
+            return same(given, self.value)
+        if getattr(given, "_keras_mask", None) is not None:
+            return False
+        if type(given) is Placeholder:
+            other = given._slot.spec
+            return other.dtype == spec.dtype and given._shape_tuple() == spec.shape
+        return (
+            type(given) is EagerTensor
+            and given._datatype_enum() == spec.dtype
+            and given._shape_tuple() == spec.shape
+        )
+
+
+@dataclass(slots=True)
+class LibraryCall:
+    """One call, taken from a trace.
+
+    ``first`` to ``last`` are its ops among the trace's calls; ``wiring`` has a source per flat argument of each op,
+    ``results`` one per leaf of what it returned. ``accesses`` are the variables that it told the tapes of.
+    """
+
+    entry: Entry
+    receiver: Any
+    structure: Any
+    arguments: Sequence[Argument]
+    repeated: list[int]
+    taped: tuple[bool, bool]
+    """Whether there was a tape, and whether recording was stopped."""
+    first: int
+    last: int
+    wiring: list[tuple[Source, ...]]
+    result: Any
+    """The structure of what it returned."""
+    results: list[Source]
+    accesses: list[Any]
+    ambient: Any
+    state: State
+    line: str = "?"
+    nodes: tuple[Any, ...] = ()
+    """The TraceGraph's nodes of its ops, once the trace is merged."""
+    trusted: bool = False
+    """Whether a call of its kind has been compared with what the real one does."""
+    runs: int = 0
+    """How often it was elided."""
+    failures: int = 0
+    """Comparisons that failed before it was trusted."""
+    missed: int = 0
+    """How often it could not be elided because something was not as noted."""
+    refused: str | None = None
+    plans: dict[Any, Any] = field(default_factory=dict)

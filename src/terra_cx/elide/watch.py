@@ -1,0 +1,117 @@
+"""What Python code a library call runs, seen by `sys.setprofile` while the call is traced.
+
+The code says which names decide what the call does (`facts`). Some calls show effects that no comparison of objects
+would: printing, warnings, the clock, random numbers of Python's own. Such a call is never elided.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType, FrameType
+from typing import Any
+
+from terra_cx.elide.names import is_library
+from terra_cx.observe.importer import UserCode
+
+__all__ = ["Watch"]
+
+_OURS = "terra_cx"
+_EFFECTS = frozenset(
+    {"_warnings", "time", "posix", "nt", "_io", "_random", "_thread", "_socket", "select", "gc", "sys"}
+)
+"""Modules of C functions, and of the classes of C methods, that reach outside or tell what changes by itself."""
+_HARMLESS = frozenset(
+    {
+        "allocate_lock", "RLock", "acquire", "release", "get_ident", "__enter__", "__exit__", "locked",
+        "getrefcount", "intern", "_getframe", "exc_info", "getsizeof", "fspath", "isatty", "gettrace", "settrace",
+        "is_finalizing", "audit", "getrecursionlimit", "getprofile", "setprofile",
+    }
+)  # fmt: skip
+_TRANSPARENT = (_OURS, "tensorflow.python.eager.monitoring")
+"""Whose calls do not count: TensorFlow measures how long some of its own functions take."""
+_PRINTING = frozenset({"print", "input", "open", "breakpoint"})
+
+
+_UNDERSTOOD = frozenset(
+    {
+        "keras",
+        "tensorflow",
+        "tf_keras",
+        "numpy",
+        "optree",
+        "absl",
+        "wrapt",
+        "ml_dtypes",
+        "google",
+        "six",
+        _OURS,
+    }
+)
+
+
+def _is_understood(module: Any) -> bool:
+    """Whether code of a module may run in a call that is elided: its names are looked after, or mean nothing to it."""
+    top = str(module).partition(".")[0]
+    return top in _UNDERSTOOD or top in sys.stdlib_module_names or top.startswith("namedtuple_")
+
+
+class Watch:
+    """Notes Python functions that begin, and the first C function with an effect, between `start` and `stop`.
+
+    Args:
+        user: tells the program's code from libraries'.
+    """
+
+    def __init__(self, user: UserCode) -> None:
+        self._user = user
+        self.codes: dict[tuple[CodeType, int], dict[str, Any]] = {}
+        """The globals of each function that ran, by code and their `id`."""
+        self.methods: dict[type, set[str]] = {}
+        """The names of methods that ran, by the class of the receiver."""
+        self.effect: str | None = None
+        """What was seen that forbids an elision."""
+
+    def start(self) -> bool:
+        """Watch from here on; False if somebody else profiles the program, who must see all calls."""
+        if sys.getprofile() is not None:
+            return False
+        sys.setprofile(self._on_event)
+        return True
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        if sys.getprofile() == self._on_event:
+            sys.setprofile(None)
+
+    def _on_event(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            code, names = frame.f_code, frame.f_globals
+            if names.get("__name__", "").startswith(_OURS):
+                return
+            if code.co_argcount and code.co_varnames[0] == "self" and is_library(names.get("__name__")):
+                self._method(type(frame.f_locals["self"]), code.co_name)
+            if (code, id(names)) in self.codes:
+                return
+            self.codes[code, id(names)] = names
+            if self.effect is None and (self._user.owns(code) or not _is_understood(names.get("__name__"))):
+                self.effect = f"{code.co_qualname} of {names.get('__name__')} runs in it"
+        elif event == "c_call" and self.effect is None:
+            name = arg.__name__
+            module = arg.__module__
+            if module is None:
+                module = type(arg.__self__).__module__
+            outside = (
+                (module in _EFFECTS and name not in _HARMLESS) or name in _PRINTING or "random" in module
+            )
+            if outside and not frame.f_globals.get("__name__", "").startswith(_TRANSPARENT):
+                self.effect = f"{module}.{name} is called in it"
+
+    def _method(self, cls: type, name: str) -> None:
+        known = self.methods.setdefault(cls, set())
+        if name in known:
+            return
+        found = getattr(cls, name, None)
+        # (A name that gives something new each time is no function or property: a class method, say.)
+        lasts = found is not None and found is getattr(cls, name)
+        if lasts and not str(getattr(found, "__module__", "")).startswith(_OURS):  # a hook comes and goes
+            known.add(name)

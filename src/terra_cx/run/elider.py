@@ -1,0 +1,537 @@
+"""The elider: library calls of a co-executed region whose Python is not run.
+
+A call is elided if one like it was noted in a trace (`elide.calls`), and all that it depends on is as it was: the
+structure of its arguments, the dtypes and shapes of tensors, all other arguments, the objects it reaches
+(`elide.state`), what its names mean (`elide.names`), settings of the thread, whether tapes record. Then its ops are
+committed together, with the arguments that Python gave, and its result is put together from their placeholders.
+
+Guarantees:
+
+* The first call of a kind runs, is compared op by op with what was noted, and must leave the objects as it found them;
+  only then are calls elided. Later ones are compared at falling frequency. A difference disables the call for good, is
+  counted and told.
+* Nothing is committed before everything has been checked. What is not elided runs as it is, in the skeleton.
+* Several stretches of ops, where a block ends inside a call, are committed one after the other. Only the first can be
+  part of a run that another thread may freeze; the others are complete when their runs are opened.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from terra_cx.compile.blocks import FEED, KNOWN, LOCAL, PARAM, Block, Check, Step
+from terra_cx.elide.calls import LibraryCall, flatten, normal, repeated
+from terra_cx.elide.entries import Entries, Entry
+from terra_cx.elide.names import Names
+from terra_cx.run.block_run import BlockRun, Frozen
+from terra_cx.run.checks import admits, flat_checks
+from terra_cx.tf import native
+from terra_cx.tf.native import REAL, pywrap_tfe
+from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.placeholder import Placeholder, new_placeholder
+from terra_cx.tf.slots import Slot, Spec
+from terra_cx.trace.library_calls import Refusals
+from terra_cx.trace.records import Trace
+
+if TYPE_CHECKING:
+    from terra_cx.run.skeleton import Skeleton
+
+__all__ = ["Elider", "Elisions"]
+
+_EVERY = 1024
+_ATTEMPTS = 3
+"""Comparisons that may fail before a call was ever trusted: the state may still be settling."""
+_MISSES = 3
+_MOST = 4096
+"""Receivers and methods; a program with more makes new ones all the time."""
+_ALTERNATIVES = 8
+"""Kinds of one call that are kept: with ``training`` and without, with a last, smaller batch."""
+_tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
+_tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
+_computed = (Kind.PURE, Kind.READ, Kind.WRITE)
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """The ops of a call that lie in one block."""
+
+    block: Block
+    pos: int
+    count: int
+    given: list[tuple[Check, int]] = field(default_factory=list)
+    """Checks of arguments: by number of the leaf."""
+    fixed: list[tuple[Check, Any]] = field(default_factory=list)
+    """Parameters that are what they were in the trace."""
+    crossing: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
+    """Parameters that are outputs of the call's earlier ops: (op, output)."""
+    slots: list[tuple[int, Spec, tuple[int, int]]] = field(default_factory=list)
+    """Flat outputs that somebody will ask for, and which op's they are."""
+    needed: list[Step] = field(default_factory=list)
+    """Steps that gradients of other blocks refer to."""
+    wants: int = 0
+    """How much `needed` named when this was made."""
+
+
+class Elisions:
+    """The calls of one anchor's step that may be elided.
+
+    Args:
+        entries: the hooks.
+        told: given a message for the user, once for each call that is disabled.
+    """
+
+    def __init__(self, entries: Entries, told: Callable[[str], None]) -> None:
+        self.entries = entries
+        self.told = told
+        self.names = Names()
+        self.refusals: Refusals = {}
+        self.calls: defaultdict[tuple[str, int], list[LibraryCall]] = defaultdict(list)
+        self.elided = self.compared = self.mismatches = 0
+        self._refused = 0
+        self._stale = False
+        self._wait, self._distance = 0, 1
+
+    def miss(self, call: LibraryCall) -> None:
+        """A call is not as it was noted: after a few of these, the step is looked at anew."""
+        call.missed += 1
+        self._stale = self._stale or call.missed >= _MISSES
+
+    def refresh(self) -> None:
+        """A region is about to be traced: if names mean something else now, what was noted before is void."""
+        if self.names.changed():
+            self.clear()
+
+    def due(self) -> bool:
+        """Whether the region that begins should be traced, to note calls that are others now. Asked once in a region.
+
+        At growing distances: what changes in every step never stays as it was noted.
+        """
+        self._wait -= 1
+        if not self._stale or self._wait > 0:
+            return False
+        self._stale = False
+        self._wait = self._distance = 2 * self._distance
+        return True
+
+    def learn(self, trace: Trace, found: Iterable[LibraryCall]) -> None:
+        """Take over what a trace has noted; it has been merged."""
+        refused = sum(attempts for _, _, attempts in self.refusals.values())
+        self._stale = (
+            self._stale or refused > self._refused
+        )  # it may go better, or the calls inside may be elided
+        self._refused = refused
+        for call in found:
+            if len(self.calls) > _MOST:
+                self.calls.clear()
+            call.nodes = tuple(one.node for one in trace.calls[call.first : call.last])
+            known = self.calls[call.entry.name, id(call.receiver)]
+            known[:] = [
+                other
+                for other in known
+                if other.nodes != call.nodes
+                or other.structure != call.structure
+                or not all(map(_alike, other.arguments, call.arguments))
+                or other.ambient != call.ambient
+                or other.taped != call.taped
+            ][-_ALTERNATIVES + 1 :]
+            known.append(call)
+
+    def clear(self) -> None:
+        """The TraceGraph was emptied."""
+        self.calls.clear()
+        self.refusals.clear()
+        self.names = Names()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "elided": self.elided,
+            "compared": self.compared,
+            "mismatches": self.mismatches,
+            "calls": [
+                {
+                    "call": call.entry.name,
+                    "of": type(call.receiver).__name__,
+                    "line": call.line,
+                    "ops": len(call.nodes),
+                    "elided": call.runs,
+                    "refused": call.refused,
+                }
+                for known in self.calls.values()
+                for call in known
+            ]
+            + [
+                {
+                    "call": name,
+                    "of": type(receiver).__name__,
+                    "line": "?",
+                    "ops": 0,
+                    "elided": 0,
+                    "refused": why,
+                }
+                for (name, _), (receiver, why, _) in self.refusals.items()
+            ],
+        }
+
+
+class Elider:
+    """Elides calls in the regions of one skeleton.
+
+    Args:
+        skeleton: whose ops they are.
+        elisions: what is known.
+    """
+
+    def __init__(self, skeleton: Skeleton, elisions: Elisions) -> None:
+        self._skeleton = skeleton
+        self._elisions = elisions
+        self._comparing = False
+        self._checked: tuple[int, int] = (-1, 0)
+        """The region in which names were compared last, and with how many calls known."""
+        self._meanings = False
+
+    def call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One library call, elided or run."""
+        known = self._elisions.calls.get((entry.name, id(args[0])))
+        if not known or self._comparing or not native.executing_eagerly():
+            return entry.own(*args, **kwargs)
+        args = normal(args)
+        leaves, structure = flatten((args[1:], kwargs))
+        missed = None
+        for call in reversed(known):
+            if call.refused is not None or not self._is_due(call, structure, leaves):
+                continue
+            if not self._holds(call):
+                missed = call
+                continue
+            if not call.trusted or _to_be_compared(call.runs):
+                return self._compared(call, args, kwargs, leaves)
+            answer = self._elided(call, leaves)
+            if answer is not None:
+                return answer[0]
+            break
+        if missed is not None:
+            self._elisions.miss(missed)
+        return entry.own(*args, **kwargs)
+
+    def _is_due(self, call: LibraryCall, structure: Any, leaves: list[Any]) -> bool:
+        """Whether this is the call that the region has come to, with such arguments."""
+        if call.nodes:
+            step = self._skeleton.step
+            if (
+                (step.node is not call.nodes[0])
+                if step is not None
+                else (call.nodes[0] not in self._skeleton.here().succ)
+            ):
+                return False
+        return (
+            structure == call.structure
+            and call.taped == (not _tapes_empty(), bool(_tapes_stopped()))
+            and all(known.admits(given) for known, given in zip(call.arguments, leaves, strict=True))
+            and repeated(leaves) == call.repeated
+            and not (self._skeleton.scoped and native.context().device_name)
+        )
+
+    def _holds(self, call: LibraryCall) -> bool:
+        return (
+            self._names_hold()
+            and call.ambient == self._elisions.entries.ambient()
+            and call.state.changed() is None
+        )
+
+    def _names_hold(self) -> bool:
+        region = (self._skeleton.log.number, len(self._elisions.names))
+        if self._checked != region:
+            self._checked = region
+            self._meanings = not self._elisions.names.changed()
+        return self._meanings
+
+    # -- eliding -------------------------------------------------------------------------------------------------
+    def _elided(self, call: LibraryCall, leaves: list[Any]) -> list[Any] | None:
+        """Commit the call's ops; its result in a list, None if that cannot be done."""
+        skeleton = self._skeleton
+        skeleton.busy = True
+        try:
+            plan = self._plan(call, leaves)
+            if plan is None:
+                return None
+            made: dict[tuple[int, int], Any] = {}
+            if skeleton.log.tapes:
+                for variable in call.accesses:
+                    skeleton.accessed(variable)
+            for variable in call.accesses:
+                pywrap_tfe.TFE_Py_VariableWatcherVariableAccessed(variable)
+            self._commit(call, plan, made)
+        except Frozen:
+            skeleton.dispatch()
+            return None
+        finally:
+            skeleton.busy = False
+        call.runs += 1
+        self._elisions.elided += 1
+        if skeleton.sync_errors and any(op.fallible for run, _ in plan for op in run.block.ops):
+            skeleton.dispatch()
+            skeleton.drain()
+        return [self._result(call, leaves, made)]
+
+    def _plan(self, call: LibraryCall, leaves: list[Any]) -> list[tuple[BlockRun, _Stretch]] | None:
+        """The stretches of a call with the runs that they are part of, arguments bound; None if one does not fit."""
+        skeleton = self._skeleton
+        plan: list[tuple[BlockRun, _Stretch]] = []
+        index = 0
+        run, pos = skeleton.run, skeleton.run.pos if skeleton.run is not None else 0
+        while index < len(call.nodes):
+            node = call.nodes[index]
+            if index or skeleton.step is None or run is None:
+                run, pos = skeleton.begun(node), 0
+            stretch = self._stretch(call, index, run.block, pos)
+            if stretch is None:
+                return None
+            index += stretch.count
+            if index < len(call.nodes) and pos + stretch.count < len(run.block.steps):
+                return None  # the block goes on another way
+            for check, number in stretch.given:
+                if not admits(run, check, leaves[number]):
+                    return None
+            for check, value in stretch.fixed:
+                if not admits(run, check, value):
+                    return None
+            plan.append((run, stretch))
+        return plan
+
+    def _stretch(self, call: LibraryCall, index: int, block: Block, pos: int) -> _Stretch | None:
+        found: _Stretch | None = call.plans.get((index, block.uid, pos))
+        if found is not None and found.block is block and found.wants == _wants(block, pos, found.count):
+            return found
+        made = self._made(call, index, block, pos)
+        if made is not None:
+            if len(call.plans) > 64:
+                call.plans.clear()
+            call.plans[index, block.uid, pos] = made
+        return made
+
+    def _made(self, call: LibraryCall, index: int, block: Block, pos: int) -> _Stretch | None:
+        steps = block.steps
+        count = 0
+        while (
+            index + count < len(call.nodes)
+            and pos + count < len(steps)
+            and steps[pos + count].node is call.nodes[index + count]
+        ):
+            count += 1
+        if not count:
+            return None
+        stretch = _Stretch(block, pos, count)
+        wanted = _wanted(call, index, count)
+        for number in range(count):
+            step = steps[pos + number]
+            if step.kind not in _computed and step.kind is not Kind.KNOWN:
+                return None
+            sources = call.wiring[index + number]
+            for check, source in zip(flat_checks(step), sources, strict=False):
+                if not self._wire(stretch, check, source, index, steps):
+                    return None
+            flats = {(index + number, out): step.base + out for out in range(len(step.specs))}
+            for key, flat in flats.items():
+                asked = key in wanted or key[1] in step.needed or step.kind is Kind.READ
+                if asked and step.kind is not Kind.KNOWN:
+                    stretch.slots.append((flat, step.specs[key[1]], key))
+            if step.needed:
+                stretch.needed.append(step)
+                stretch.wants += len(step.needed)
+                stretch.slots += self._arguments(step, steps, index, pos, stretch)
+        return stretch
+
+    @staticmethod
+    def _wire(stretch: _Stretch, check: Check, source: Any, index: int, steps: list[Step]) -> bool:
+        code = check[0]
+        if source[0] == "arg":
+            stretch.given.append((check, source[1]))
+        elif source[0] == "fixed":
+            if code == FEED or (code == PARAM and check[2]):
+                stretch.fixed.append((check, source[1]))
+            return bool(code != LOCAL)
+        elif code == PARAM:
+            stretch.crossing.append((check[1], (source[1], source[2])))
+        elif code == LOCAL:
+            if source[1] < index:
+                return False
+            return bool(steps[stretch.pos + source[1] - index].base + source[2] == check[1])
+        elif code != KNOWN:
+            return False
+        return True
+
+    @staticmethod
+    def _arguments(
+        step: Step, steps: list[Step], index: int, pos: int, stretch: _Stretch
+    ) -> list[tuple[int, Spec, tuple[int, int]]]:
+        """Slots for the outputs of the call's own ops that a gradient wants as arguments of this step."""
+        places = {
+            other.base + out: (index + number, out)
+            for number, other in enumerate(steps[pos : pos + stretch.count])
+            for out in range(len(other.specs))
+        }
+        known = {flat for flat, _, _ in stretch.slots}
+        found = []
+        checks = list(flat_checks(step))
+        for out in step.needed:
+            if out < 0 and -1 - out < len(checks):
+                check = checks[-1 - out]
+                if check[0] == LOCAL and check[1] in places and check[1] not in known:
+                    key = places[check[1]]
+                    found.append((check[1], steps[pos + key[0] - index].specs[key[1]], key))
+        return found
+
+    def _commit(
+        self, call: LibraryCall, plan: list[tuple[BlockRun, _Stretch]], made: dict[tuple[int, int], Any]
+    ) -> None:
+        """Commit the stretches.
+
+        Raises:
+            Frozen: the open run was handed over meanwhile; nothing was committed.
+        """
+        skeleton = self._skeleton
+        log = skeleton.log
+        index = 0
+        for run, stretch in plan:
+            slots = run.slots
+            for number, key in stretch.crossing:
+                run.params[number] = made[key]
+            for flat, spec, key in stretch.slots:
+                slots[flat] = made[key] = Slot(spec, run, flat)
+            turns = {}
+            for step in stretch.needed:
+                turn = log.turns.get(step.node, 0)
+                turns[step.node] = turn + 1
+                skeleton.keep_arguments(run, step)
+                for out in step.needed:
+                    if out >= 0:
+                        log.bound[step.node, out, turn] = slots[step.base + out]
+            for number, step in enumerate(run.block.steps[stretch.pos : stretch.pos + stretch.count]):
+                for out, value in enumerate(step.values):
+                    made[index + number, out] = value
+            if run is skeleton.run:
+                skeleton.advance_over(run, stretch.pos + stretch.count, turns)
+            else:
+                log.turns.update(turns)
+                skeleton.enter(run, skeleton.here(), call.nodes[index], stretch.count)
+            index += stretch.count
+
+    def _result(self, call: LibraryCall, leaves: list[Any], made: dict[tuple[int, int], Any]) -> Any:
+        answer = []
+        for source in call.results:
+            if source[0] == "arg":
+                answer.append(leaves[source[1]])
+            elif source[0] == "fixed":
+                answer.append(source[1])
+            else:
+                thing = made[source[1], source[2]]
+                answer.append(new_placeholder(thing) if type(thing) is Slot else thing)
+        return answer[0] if call.result is None else call.result.unflatten(answer)
+
+    # -- comparing -----------------------------------------------------------------------------------------------
+    def _compared(
+        self, call: LibraryCall, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]
+    ) -> Any:
+        """Run the call, and see whether it does what would have been done for it."""
+        skeleton, elisions = self._skeleton, self._elisions
+        log, start, runs = skeleton.log, skeleton.position(), len(skeleton.log.runs)
+        self._comparing = True
+        try:
+            result = call.entry.own(*args, **kwargs)
+        finally:
+            self._comparing = False
+        call.runs += 1
+        elisions.compared += 1
+        why = None
+        if skeleton.log is not log or pywrap_tfe.TFE_Py_Execute != skeleton.execute:
+            return result  # the region diverged, and is being learned anew
+        if self._path(start, max(runs - 1, 0)) != call.nodes:
+            why = "it issued other ops"
+        elif not self._same_result(call, result, leaves):
+            why = "it returned something else"
+        else:
+            changed = call.state.changed() or (
+                None if call.ambient == elisions.entries.ambient() else "a setting of the thread"
+            )
+            why = f"it changed {changed}" if changed else None
+        if why is None:
+            call.trusted = True
+        elif call.trusted:
+            call.refused = why
+            elisions.mismatches += 1
+            elisions.told(
+                f"a call of {call.entry.name} of {type(call.receiver).__name__} at {call.line} was elided, and {why} "
+                "when it was compared; it runs from now on. Please report this"
+            )
+        else:
+            call.failures += 1
+            call.refused = why if call.failures >= _ATTEMPTS else None
+        return result
+
+    def _path(self, start: int, first: int) -> tuple[Any, ...]:
+        """The nodes of the ops that were validated since a position."""
+        return tuple(
+            step.node
+            for run in self._skeleton.log.runs[first:]
+            for step in run.block.steps[: run.pos]
+            if run.start + step.position >= start
+        )
+
+    def _same_result(self, call: LibraryCall, result: Any, leaves: list[Any]) -> bool:
+        given, structure = ([result], None) if call.result is None else flatten(result)
+        if structure != call.result or len(given) != len(call.results):
+            return False
+        for leaf, source in zip(given, call.results, strict=True):
+            if source[0] == "arg":
+                right = leaf is leaves[source[1]]
+            elif source[0] == "fixed":
+                right = leaf is source[1] or (type(leaf) is type(source[1]) and _equal(leaf, source[1]))
+            elif type(leaf) is Placeholder:
+                slot = leaf._slot
+                run = slot.run
+                right = isinstance(run, BlockRun) and run.block.owners[slot.index] == (
+                    call.nodes[source[1]],
+                    source[2],
+                )
+            else:
+                values: tuple[Any, ...] = call.nodes[source[1]].call.values
+                right = source[2] < len(values) and leaf is values[source[2]]
+            if not right:
+                return False
+        return True
+
+
+def _to_be_compared(runs: int) -> bool:
+    """At 1, 2, 4, ... and then at every so many."""
+    return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
+
+
+def _wants(block: Block, pos: int, count: int) -> int:
+    return sum(len(step.needed) for step in block.steps[pos : pos + count])
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return isinstance(one, (int, float, str, bool)) and bool(one == other)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two descriptions of an argument admit the same."""
+    if one.spec is None or other.spec is None:
+        return one.spec is other.spec and one.value is other.value
+    return bool(one.spec.key() == other.spec.key())
+
+
+def _wanted(call: LibraryCall, index: int, count: int) -> set[tuple[int, int]]:
+    """The outputs of the ops of a stretch that its results or later stretches mention."""
+    wanted = {(source[1], source[2]) for source in call.results if source[0] == "in"}
+    wanted |= {
+        (source[1], source[2])
+        for sources in call.wiring[index + count :]
+        for source in sources
+        if source[0] == "in"
+    }
+    return wanted

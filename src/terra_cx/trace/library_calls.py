@@ -1,0 +1,239 @@
+"""Notes library calls in a traced region: which ops they issued, from what, and on what their Python depends.
+
+Only outermost calls are noted. One that cannot be elided is remembered; the next trace looks at the calls inside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from terra_cx.elide.calls import Argument, LibraryCall, Source, flatten, normal, repeated
+from terra_cx.elide.entries import OPAQUE, Entries, Entry
+from terra_cx.elide.names import Names, used_names
+from terra_cx.elide.state import State, Unfit
+from terra_cx.elide.watch import Watch
+from terra_cx.observe.importer import UserCode
+from terra_cx.tf import native
+from terra_cx.tf.native import REAL, EagerTensor
+from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.slots import Spec
+from terra_cx.trace.records import Const, Ext, Known, Local, Resource
+
+if TYPE_CHECKING:
+    from terra_cx.trace.recorder import Recorder
+
+__all__ = ["CallNotes", "Refusals"]
+
+Refusals = dict[tuple[str, int], tuple[Any, str, int]]
+"""Calls that are not elided, by entry and the receiver's `id`: the receiver, why, and how often that was found."""
+_ATTEMPTS = 2
+"""Traces in which a call is looked at before it is refused for good: the first one may build its variables."""
+_COMPUTED = (Kind.PURE, Kind.READ, Kind.WRITE, Kind.KNOWN)
+_tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
+_tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
+
+
+class CallNotes:
+    """The library calls of one traced region.
+
+    Args:
+        recorder: records its ops.
+        user: tells the program's code from libraries'.
+        entries: whose settings of the thread matter.
+        names: what the calls' code looks up; added to.
+        refusals: what earlier traces found; added to.
+    """
+
+    def __init__(
+        self, recorder: Recorder, user: UserCode, entries: Entries, names: Names, refusals: Refusals
+    ) -> None:
+        self.found: list[LibraryCall] = []
+        self._recorder = recorder
+        self._user = user
+        self._entries = entries
+        self._names = names
+        self._refusals = refusals
+        self._inside = False
+
+    def call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call, and note it if it can be elided."""
+        key = (entry.name, id(args[0]))
+        _, _, attempts = self._refusals.get(key, (None, "", 0))
+        if self._inside or attempts == _ATTEMPTS or not native.executing_eagerly():
+            return entry.own(*args, **kwargs)
+        args = normal(args)
+        watch = Watch(self._user)
+        if not watch.start():
+            return entry.own(*args, **kwargs)
+        self._inside = True
+        recorder = self._recorder
+        recorder.kept = {}
+        trace, first, events = recorder.trace, len(recorder.trace.calls), len(recorder.trace.events)
+        accesses, reads = len(recorder.accessed), len(recorder.read)
+        taped = (not _tapes_empty(), bool(_tapes_stopped()))
+        ambient = self._entries.ambient()
+        born = REAL["TFE_Py_UID"]()
+        try:
+            result = entry.own(*args, **kwargs)
+        finally:
+            watch.stop()
+            kept, recorder.kept = recorder.kept, None
+            self._inside = False
+        if recorder.trace is not trace:
+            return result
+        try:
+            if watch.effect is not None:
+                raise Unfit(watch.effect)
+            if any(event.what != "access" for event in trace.events[events:]):
+                raise Unfit("it has to do with tapes")
+            if any(call.kind not in _COMPUTED for call in trace.calls[first:]):
+                raise Unfit("an op in it is not the graph's")
+            if self._entries.ambient() != ambient:
+                raise Unfit("it changes a setting of the thread")
+            self.found.append(
+                _Noted(recorder, args, kwargs, born, kept).noted(
+                    entry, watch, self._names, result, (first, reads, accesses), taped, ambient
+                )
+            )
+        except Unfit as error:
+            self._refusals[key] = args[0], str(error), attempts + 1
+        else:
+            self._refusals.pop(key, None)
+        return result
+
+
+class _Noted:
+    """Makes one record."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        born: int,
+        kept: dict[int, Any],
+    ) -> None:
+        self._recorder = recorder
+        self._kept = kept
+        self._args = args
+        self._born = born
+        self._leaves, self._structure = flatten((args[1:], kwargs))
+        self._numbers: dict[Any, int] = {}
+        """The number of each leaf of the arguments, by `id`, and by what the trace knows a tensor as."""
+        for number, leaf in enumerate(self._leaves):
+            self._numbers.setdefault(id(leaf), number)
+            if isinstance(leaf, EagerTensor):
+                ref = recorder.known_as(leaf)
+                self._numbers.setdefault(ref.origin if isinstance(ref, Known) else ref, number)
+        self._reached: set[int] = set()
+        self._start = 0
+
+    def noted(
+        self,
+        entry: Entry,
+        watch: Watch,
+        names: Names,
+        result: Any,
+        marks: tuple[int, int, int],
+        taped: tuple[bool, bool],
+        ambient: Any,
+    ) -> LibraryCall:
+        """The record.
+
+        Raises:
+            Unfit: the call cannot be elided.
+        """
+        first, reads, accesses = marks
+        recorder = self._recorder
+        calls = recorder.trace.calls[first:]
+        self._start = calls[0].position if calls else recorder.position
+        used = used_names(watch.codes)
+        objects = [leaf for leaf in self._leaves if not isinstance(leaf, EagerTensor)]
+        if any(isinstance(leaf, np.ndarray) for leaf in objects):
+            raise Unfit("an array is passed to it")
+        state = State([self._args[0], *objects], used, OPAQUE)
+        data = names.add(watch.codes, watch.methods)
+        state.add(data)
+        self._reached = state.reached
+        for tensor, ref in recorder.read[reads:]:
+            if id(tensor) in self._numbers or isinstance(ref, Local):
+                raise Unfit("it reads the value of a tensor")
+        wiring = [tuple(map(self._source, call.inputs)) for call in calls]
+        leaves, structure = ([result], None) if id(result) in self._reached else flatten(result)
+        return LibraryCall(
+            entry=entry,
+            receiver=self._args[0],
+            structure=self._structure,
+            arguments=[_argument(leaf) for leaf in self._leaves],
+            repeated=repeated(self._leaves),
+            taped=taped,
+            first=first,
+            last=first + len(calls),
+            wiring=wiring,
+            result=structure,
+            results=[self._result(leaf) for leaf in leaves],
+            accesses=recorder.accessed[accesses:],
+            ambient=ambient,
+            state=state,
+            line=f"{calls[0].site.filename}:{calls[0].site.line}"
+            if calls and calls[0].site is not None
+            else "?",
+        )
+
+    def _source(self, ref: Any) -> Source:
+        if isinstance(ref, Const):
+            return ("fixed", ref.value)
+        if isinstance(ref, Resource):
+            return ("fixed", ref.tensor)
+        if isinstance(ref, Known):
+            inner = self._inner(ref.origin)
+            return inner if inner is not None else self._outer(ref.tensor)
+        inner = self._inner(ref)
+        if inner is not None:
+            return inner
+        if ref in self._numbers:
+            return ("arg", self._numbers[ref])
+        tensor = self._kept.get(ref.number) if isinstance(ref, Ext) else None
+        if tensor is None:
+            raise Unfit("it uses a tensor that comes from elsewhere")
+        return self._outer(tensor)
+
+    def _inner(self, ref: Any) -> Source | None:
+        if isinstance(ref, Local) and ref.position >= self._start:
+            return ("in", ref.position - self._start, ref.out)
+        return None
+
+    def _outer(self, tensor: Any) -> Source:
+        number = self._numbers.get(id(tensor))
+        if number is not None:
+            if id(tensor) in self._reached:
+                raise Unfit("a tensor is passed to it that it holds as well")
+            return ("arg", number)
+        if tensor._id > self._born or id(tensor) in self._reached:
+            return ("fixed", tensor)
+        raise Unfit("it uses a tensor that comes from elsewhere")
+
+    def _result(self, leaf: Any) -> Source:
+        if isinstance(leaf, EagerTensor):
+            if (
+                vars(leaf).keys() - {"_tensor_shape", "_keras_mask"}
+                or getattr(leaf, "_keras_mask", None) is not None
+            ):
+                raise Unfit("it returns a tensor with attributes")
+            ref = self._recorder.known_as(leaf)
+            return self._source(ref) if isinstance(ref, (Local, Known, Ext)) else self._outer(leaf)
+        if id(leaf) in self._numbers:
+            return ("arg", self._numbers[id(leaf)])
+        if id(leaf) in self._reached or isinstance(leaf, (int, float, str, bool, type(None))):
+            return ("fixed", leaf)
+        raise Unfit(f"it returns a new {type(leaf).__name__}")
+
+
+def _argument(leaf: Any) -> Argument:
+    if isinstance(leaf, EagerTensor):
+        if getattr(leaf, "_keras_mask", None) is not None:
+            raise Unfit("a tensor with a mask is passed to it")
+        return Argument(Spec(leaf._datatype_enum(), leaf._shape_tuple()))
+    return Argument(None, leaf)

@@ -1,0 +1,405 @@
+"""Elided library calls: what changes what a call does takes effect in the very step, as in eager, and is not elided."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from truth import both_ways
+
+LATE = 30
+STEPS = 45
+
+
+def network(*layers, seed=3):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([keras.layers.Input((4,)), *layers])
+
+
+def dense(units=4, **more):
+    return keras.layers.Dense(units, **more)
+
+
+class Parts:
+    """A small training program's objects."""
+
+    def __init__(self, *layers, optimizer=None, loss=None):
+        self.model = network(*(layers or (dense(8, activation="relu"), dense(3))))
+        self.optimizer = optimizer or keras.optimizers.Adam(0.01)
+        self.loss = loss or keras.losses.MeanSquaredError()
+        self.metric = keras.metrics.MeanSquaredError()
+
+    def step(self, x, y, **more):
+        with tf.GradientTape() as tape:
+            loss = self.loss(y, self.model(x, **more))
+            loss += sum(self.model.losses)
+        variables = self.model.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+
+def program(make, change, step=None, late=LATE):
+    """A program that makes its parts, trains, and calls ``change(parts)`` before step ``late``."""
+
+    def run(see):
+        rng = np.random.default_rng(1)
+        parts = make()
+        for number in range(STEPS):
+            x = tf.constant(rng.normal(size=(5, 4)).astype("float32"))
+            y = tf.constant(rng.normal(size=(5, 3)).astype("float32"))
+            if number == late:
+                change(parts)
+            see((step or Parts.step)(parts, x, y))
+        return [variable.numpy() for variable in (*parts.model.variables, *parts.optimizer.variables)]
+
+    return run
+
+
+def elided(report):
+    return sum(anchor["elisions"]["elided"] for anchor in report["anchors"])
+
+
+def compare(make, change, step=None, least=30, **settings):
+    """Both ways; so many calls must have been elided."""
+    report = both_ways(program(make, change, step), co_executed=12, **settings)
+    assert elided(report) >= least, report["anchors"][0]["elisions"]
+    assert sum(anchor["elisions"]["mismatches"] for anchor in report["anchors"]) == 0
+    return report
+
+
+def nothing(parts):
+    """No change."""
+
+
+def learning_rate(parts):
+    parts.optimizer.learning_rate = 0.5
+
+
+def weight_decay(parts):
+    parts.optimizer.weight_decay = 0.1
+
+
+def beta(parts):
+    parts.optimizer.beta_1 = 0.1
+
+
+def frozen_layer(parts):
+    parts.model.layers[0].trainable = False
+
+
+def new_activation(parts):
+    parts.model.layers[0].activation = keras.activations.tanh
+
+
+def edited_attributes(parts):
+    vars(parts.model.layers[0])["activation"] = keras.activations.tanh
+
+
+def new_weights(parts):
+    parts.model.set_weights([weight * 0.5 for weight in parts.model.get_weights()])
+
+
+def dropped_bias(parts):
+    parts.model.layers[0].use_bias = False
+    parts.model.layers[0].bias = None
+
+
+def replaced_method(parts):
+    layer = parts.model.layers[1]
+    layer.call = lambda inputs: tf.tanh(inputs @ layer.kernel + layer.bias)
+
+
+def loss_reduction(parts):
+    parts.loss.reduction = "sum"
+
+
+def clipping(parts):
+    parts.optimizer.clipnorm = 0.01
+
+
+CHANGES = [
+    nothing,
+    learning_rate,
+    weight_decay,
+    beta,
+    frozen_layer,
+    new_activation,
+    edited_attributes,
+    new_weights,
+    dropped_bias,
+    replaced_method,
+    loss_reduction,
+    clipping,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_takes_effect_at_once(change):
+    compare(Parts, change)
+
+
+def test_all_calls_of_a_plain_step_are_elided():
+    report = compare(Parts, nothing, least=60)
+    calls = [call for anchor in report["anchors"] for call in anchor["elisions"]["calls"]]
+    assert {"Layer.__call__", "Loss.__call__", "BaseOptimizer.apply_gradients"} <= {
+        call["call"] for call in calls if call["elided"] > 10 and not call["refused"]
+    }
+
+
+def test_not_with_no_elide():
+    report = both_ways(program(Parts, nothing), co_executed=20, no_elide=True)
+    assert report["anchors"][0]["elisions"] is None
+
+
+@pytest.mark.parametrize("pace", ["turns", "overlapped"])
+def test_in_both_paces(pace):
+    compare(Parts, learning_rate, pace=pace)
+
+
+def test_a_dropout_rate_and_the_training_flag():
+    def make():
+        return Parts(dense(8), keras.layers.Dropout(0.3, seed=2), dense(3))
+
+    def rate(parts):
+        parts.model.layers[1].rate = 0.6
+
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        return parts.step(x, y, training=parts.calls % 4 != 0)
+
+    compare(make, rate, step, least=20)
+
+
+def test_a_schedule():
+    def make():
+        return Parts(
+            optimizer=keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9))
+        )
+
+    def decay(parts):
+        parts.optimizer._learning_rate.decay_rate = 0.5
+
+    compare(make, decay)
+
+
+def test_batch_normalisation_and_regularisers():
+    def make():
+        return Parts(
+            dense(8, kernel_regularizer=keras.regularizers.L2(0.01)),
+            keras.layers.BatchNormalization(),
+            dense(3),
+        )
+
+    def momentum(parts):
+        parts.model.layers[1].momentum = 0.5
+
+    compare(make, momentum, lambda parts, x, y: parts.step(x, y, training=True))
+
+
+def test_a_regulariser_is_changed_inside():
+    def make():
+        return Parts(dense(8, kernel_regularizer=keras.regularizers.L2(0.01)), dense(3))
+
+    def stronger(parts):
+        parts.model.layers[0].kernel_regularizer.l2 = 0.5
+
+    compare(make, stronger)
+
+
+def test_metrics():
+    def step(parts, x, y):
+        loss = parts.step(x, y)
+        parts.metric.update_state(y, parts.model(x))
+        return loss, parts.metric.result()
+
+    def reset(parts):
+        parts.metric.reset_state()
+
+    compare(Parts, reset, step, least=60)
+
+
+def test_layers_inside_a_layer_of_the_programs():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = dense(8)
+            self.calls = 0
+
+        def call(self, x):
+            self.calls += 1
+            return tf.tanh(self.inner(x)) * (2.0 if self.calls > 40 else 1.0)
+
+    def frozen(parts):
+        parts.model.layers[0].inner.activation = keras.activations.tanh
+
+    report = compare(lambda: Parts(Block(), dense(3)), frozen)
+    calls = report["anchors"][0]["elisions"]["calls"]
+    assert any("Block" in (call["refused"] or "") or call["of"] == "Sequential" for call in calls)
+
+
+def test_a_layer_is_replaced():
+    def make():
+        parts = Parts()
+        parts.scale = keras.layers.Rescaling(0.5)
+        return parts
+
+    def other(parts):
+        parts.scale = keras.layers.Rescaling(2.0)
+
+    compare(make, other, lambda parts, x, y: parts.step(parts.scale(x), y))
+
+
+def test_another_batch_size_now_and_then():
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        rows = 5 if parts.calls % 5 else 3
+        return parts.step(x[:rows], y[:rows])
+
+    compare(Parts, learning_rate, step)
+
+
+def test_another_dtype():
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        return parts.step(tf.cast(x, "float64") if parts.calls > LATE else x, y)
+
+    compare(Parts, nothing, step)
+
+
+def test_an_argument_that_becomes_another_one():
+    """In the trace one tensor is passed twice; then it is two."""
+
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        found = parts.model(x)
+        other = found if parts.calls < LATE else found * 0.5
+        return parts.loss(found, other), parts.step(x, y)
+
+    compare(Parts, nothing, step)
+
+
+def test_a_tape_around_the_step():
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        if parts.calls < LATE:
+            return parts.step(x, y)
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as tape:
+                loss = parts.loss(y, parts.model(x))
+            gradients = tape.gradient(loss, parts.model.trainable_variables)
+            size = tf.add_n([tf.reduce_sum(gradient**2) for gradient in gradients])
+        return parts.step(x, y), outer.gradient(size, x)
+
+    compare(Parts, nothing, step)
+
+
+def test_a_gradient_to_the_models_inside():
+    def step(parts, x, y):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            hidden = parts.model.layers[0](x)
+            loss = parts.loss(y, parts.model.layers[1](hidden))
+        found = (
+            tape.gradient(loss, [x, hidden]),
+            [variable.shape for variable in tape.watched_variables()],
+        )
+        return found, parts.step(x, y)
+
+    compare(Parts, new_activation, step)
+
+
+def test_a_divergence_after_elided_calls_rebuilds_the_tape():
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        with tf.GradientTape() as tape:
+            out = parts.model(x)
+            loss = parts.loss(y, tf.sin(out) if parts.calls in (LATE, LATE + 3) else out)
+        variables = parts.model.trainable_variables
+        parts.optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    compare(Parts, nothing, step)
+
+
+def test_a_function_of_the_library_is_patched(monkeypatch):
+    from keras.src.layers.core import dense as module
+
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        monkeypatch.setattr(module.ops, "add", double if parts.calls >= LATE else plain)
+        return parts.step(x, y)
+
+    plain = module.ops.add
+
+    def double(a, b):
+        return plain(plain(a, b), b)
+
+    compare(Parts, nothing, step, least=20)
+
+
+def test_a_method_of_a_class_is_patched(monkeypatch):
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        own = keras.layers.Layer.call if parts.calls < LATE else (lambda self, inputs: inputs * 2.0)
+        if parts.calls >= LATE:
+            monkeypatch.setattr(
+                keras.layers.Dense, "call", lambda self, inputs: own(self, inputs @ self.kernel)
+            )
+        found = parts.step(x, y)
+        monkeypatch.undo()
+        return found
+
+    compare(Parts, nothing, step)
+
+
+def test_settings_of_keras():
+    def epsilon(parts):
+        keras.config.set_epsilon(0.1)
+
+    def make():
+        keras.config.set_epsilon(1e-7)
+        return Parts(dense(8), keras.layers.LayerNormalization(epsilon=1e-3), dense(3, activation="softmax"),
+                     loss=keras.losses.CategoricalCrossentropy())  # fmt: skip
+
+    try:
+        compare(make, epsilon)
+    finally:
+        keras.config.set_epsilon(1e-7)
+
+
+def test_errors_are_the_programs(capsys):
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        try:
+            return parts.step(x[:, :3] if parts.calls == LATE else x, y)
+        except ValueError as error:
+            return str(error)[:40]
+
+    compare(Parts, nothing, step)
+
+
+def test_functional_models_with_two_inputs_and_masks():
+    def make():
+        keras.utils.set_random_seed(3)
+        words = keras.Input((6,), dtype="int32")
+        numbers = keras.Input((4,))
+        found = keras.layers.Embedding(10, 4, mask_zero=True)(words)
+        found = keras.layers.GRU(3)(found)
+        out = keras.layers.Dense(3)(keras.layers.Concatenate()([found, numbers]))
+        parts = Parts()
+        parts.model = keras.Model([words, numbers], out)
+        parts.optimizer = keras.optimizers.RMSprop(0.01)
+        return parts
+
+    def step(parts, x, y):
+        words = tf.cast(tf.abs(tf.concat([x, x[:, :2]], 1)) * 3.0, tf.int32) % 10
+        with tf.GradientTape() as tape:
+            loss = parts.loss(y, parts.model([words, x]))
+        variables = parts.model.trainable_variables
+        parts.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+    report = both_ways(program(make, learning_rate, step), co_executed=15)
+    assert elided(report) > 30
