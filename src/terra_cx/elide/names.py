@@ -2,9 +2,10 @@
 
 A patched library function, a global setting (``keras.config.set_epsilon``), a method that a subclass was given: each
 changes what a name means where the code that ran looks it up. In modules the names are those that the code itself
-lists; in classes those of the methods that ran, looked up from the class of their receiver. What they mean is compared
-by identity: once in a region, not once in a call, for it takes tens of microseconds for the calls of a step together.
-A patch that is applied between two calls of one step is seen in the next step.
+lists and that stand for functions that ran, or for data; in classes those of the methods that ran, looked up from the
+class of their receiver. What they mean is compared by identity: once in a region, not once in a call, for it takes tens
+of microseconds for the calls of a step together. A patch that is applied between two calls of one step is seen in the
+next step.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def used_names(codes: Codes) -> set[str]:
     used = set(_PROTOCOLS)
     for code, _ in codes:
         used.update(code.co_names)
-        used.update(value for value in code.co_consts if isinstance(value, str) and value.isidentifier())
+        for value in code.co_consts:
+            items = value if isinstance(value, (tuple, frozenset)) else (value,)
+            used.update(item for item in items if isinstance(item, str) and item.isidentifier())
     return used
 
 
@@ -72,25 +75,31 @@ class Names:
         data: list[Any] = []
         for (code, number), names in codes.items():
             if is_library(names.get("__name__")):
-                self._look(names, code.co_names, _DEPTH, data)
+                self._look(names, code.co_names, _DEPTH, codes, data)
                 self._seen.add((code, number))
         for cls, called in methods.items():
             self._methods.setdefault(cls, set()).update(called)
         self._compile()
         return data
 
-    def _look(self, mapping: dict[str, Any], names: Iterable[str], depth: int, data: list[Any]) -> None:
+    def _look(
+        self, mapping: dict[str, Any], names: Iterable[str], depth: int, codes: Codes, data: list[Any]
+    ) -> None:
         wanted = self._wanted.setdefault(id(mapping), (mapping, set()))[1]
         for name in names:
-            if name not in mapping:
+            value = mapping.get(name, mapping)
+            if value is mapping or isinstance(value, type):
                 continue
-            value = mapping[name]
-            wanted.add(name)
             if isinstance(value, types.ModuleType):
                 if depth and is_library(value.__name__) and value.__name__ != _HOOKED:
-                    self._look(vars(value), names, depth - 1, data)
-            elif not isinstance(value, type) and str(mapping.get("__name__")).startswith("keras"):
-                data.append(value)
+                    self._look(vars(value), names, depth - 1, codes, data)
+            elif isinstance(value, types.FunctionType):
+                if (value.__code__, id(value.__globals__)) in codes:
+                    wanted.add(name)
+            else:
+                wanted.add(name)
+                if str(mapping.get("__name__")).startswith("keras"):
+                    data.append(value)
 
     def _compile(self) -> None:
         # One name alone would not give a tuple.

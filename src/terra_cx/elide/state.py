@@ -34,7 +34,7 @@ _SMALL = 64
 """Elements of an array that is compared by value."""
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 _LEAVES = (
-    *_PLAIN, type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
+    *_PLAIN, type, types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
     types.MappingProxyType, types.EllipsisType, types.NotImplementedType, range, slice, weakref.ref, enum.Enum,
     re.Pattern, inspect.Signature, inspect.Parameter, np.dtype, np.generic, threading.local, np.ufunc,
     type(threading.Lock()), type(threading.RLock()), types.MemberDescriptorType, types.MethodDescriptorType,
@@ -119,6 +119,8 @@ class State:
             return value  # type: ignore[no-any-return]
         if kind is types.MethodType:
             return (value.__self__,)
+        if kind is types.FunctionType:
+            return self._closure(value)
         if kind is functools.partial:
             return (value.func, *value.args, *value.keywords.values())
         if issubclass(kind, np.ndarray):
@@ -145,6 +147,17 @@ class State:
             known = inside = tuple(value)
         return (*inside, *self._attributes(value, kind, required=not issubclass(kind, _CONTAINERS)))
 
+    def _closure(self, function: types.FunctionType) -> list[Any]:
+        inside = []
+        for cell in function.__closure__ or ():
+            try:
+                content = cell.cell_contents
+            except ValueError:
+                continue  # still empty
+            self._slots.append((cell, attrgetter("cell_contents"), content))
+            inside.append(content)
+        return inside
+
     def _attributes(self, value: Any, kind: type, *, required: bool) -> list[Any]:
         inside: list[Any] = []
         attributes = getattr(value, "__dict__", None)
@@ -155,11 +168,11 @@ class State:
                 self._objects.append((value, len(attributes), getter, getter(attributes)))
                 inside += [attributes[name] for name in names if name not in self._opaque]
         found = attributes is not None
-        for name, descriptor in _slots(kind):
+        for name in _slots(kind):
             found = True
             if name in self._used:
-                item = getattr(value, name, None)
-                self._slots.append((value, descriptor.__get__, item))
+                item = getattr(value, name, _UNSET)
+                self._slots.append((value, functools.partial(_slot, name), item))
                 inside.append(item)
         if required and not found:
             raise Unfit(f"it holds a {kind.__module__}.{kind.__qualname__}")
@@ -211,12 +224,19 @@ def _told(value: Any, getter: Any, now: tuple[Any, ...], known: tuple[Any, ...])
     return f"{type(value).__name__}.{names[0]}" if names else f"the attributes of {type(value).__name__}"
 
 
+_UNSET = "<unset>"
+
+
+def _slot(name: str, value: Any) -> Any:
+    return getattr(value, name, _UNSET)
+
+
 @functools.cache
-def _slots(kind: type) -> tuple[tuple[str, Any], ...]:
-    """The names and descriptors of a class's slots, those of its bases included."""
-    found = []
-    for cls in kind.__mro__:
-        for name, member in vars(cls).items():
-            if isinstance(member, types.MemberDescriptorType) and cls.__module__ != "builtins":
-                found.append((name, member))
-    return tuple(found)
+def _slots(kind: type) -> tuple[str, ...]:
+    """The names of a class's slots, those of its bases included."""
+    return tuple(
+        name
+        for cls in kind.__mro__
+        for name, member in vars(cls).items()
+        if isinstance(member, types.MemberDescriptorType) and cls.__module__ != "builtins"
+    )
