@@ -6,6 +6,7 @@ would: printing, warnings, the clock, random numbers of Python's own. Such a cal
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import CodeType, FrameType
 from typing import Any
@@ -64,6 +65,7 @@ class Watch:
 
     def __init__(self, user: UserCode) -> None:
         self._user = user
+        self._collects = False
         self.codes: dict[tuple[CodeType, int], dict[str, Any]] = {}
         """The globals of each function that ran, by code and their `id`."""
         self.methods: dict[type, set[str]] = {}
@@ -75,6 +77,9 @@ class Watch:
         """Watch from here on; False if somebody else profiles the program, who must see all calls."""
         if sys.getprofile() is not None:
             return False
+        # A garbage collection would run finalisers and callbacks in it that are no part of the call.
+        self._collects = gc.isenabled()
+        gc.disable()
         sys.setprofile(self._on_event)
         return True
 
@@ -82,6 +87,8 @@ class Watch:
         """Watch no longer."""
         if sys.getprofile() == self._on_event:
             sys.setprofile(None)
+        if self._collects:
+            gc.enable()
 
     def _on_event(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
