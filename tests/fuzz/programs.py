@@ -3,7 +3,8 @@
 A program is source text, so what fails is shrunk to a few lines that can be read and kept as a test. It is a function
 ``program(see)`` as in `truth`: it owns variables ``u`` and ``v`` (3 by 3), a batch ``x`` whose number of rows may
 change from step to step, an object ``box`` with Python state, a list ``kept`` of tensors of earlier steps, and a random
-generator ``rng`` of NumPy's, and it returns what it owns. Its loop ends with a write, so that it is a step.
+generator ``rng`` of NumPy's, and it returns what it owns. Its loop ends with a write, so that it is a step. It may have
+a ``dense`` layer, a network ``net``, an ``optimizer`` and a ``metric`` of Keras's as well, which it uses and changes.
 
 Tensors are of three *shapes*: ``rows`` (batch by 3), ``square`` (3 by 3) and ``scalar``. Every value is bounded (by
 ``tanh``, or by a mean), so no program ends in nothing but infinities.
@@ -42,12 +43,25 @@ def program(see):
         for tensor in tensors:
             yield tensor * box.scale
 
+{layers}
     for step in range({steps}):
         x = tf.constant(rng.normal(size=({batch}, 3)).astype("float32"))
 """
+_LAYERS = """
+    keras.utils.set_random_seed(4)
+    dense = keras.layers.Dense(3, activation="tanh")
+    hidden = [keras.layers.Dense(4, activation="relu"), keras.layers.Dropout(0.3, seed=2), keras.layers.Dense(3)]
+    net = keras.Sequential([keras.layers.Input((3,)), *hidden])
+    dense(tf.zeros([1, 3]))
+    optimizer, metric = keras.optimizers.Adam(0.01), keras.metrics.MeanSquaredError()
+    optimizer.build(dense.trainable_variables + net.trainable_variables)
+    activations = [keras.activations.tanh, keras.activations.sigmoid]
+    rates = [0.3, 0.6]
+    layers = [*dense.variables, *net.variables, *optimizer.variables, *metric.variables]
+"""
 _TAIL = """\
         u.assign_sub(0.01 * tf.tanh(u @ v))
-    return [u, v, box.scale, box.count, kept]
+    return [u, v, box.scale, box.count, kept, {owned}]
 """
 _BATCHES = ("4", "4", "4", "3 + step % 2", "int(rng.choice([2, 3, 4]))", "4 if step < 25 else 5")
 _SHAPES = ("rows", "square", "scalar")
@@ -71,8 +85,9 @@ class _Scope:
 class _Writer:
     """Draws one program, line by line."""
 
-    def __init__(self, draw: st.DrawFn) -> None:
+    def __init__(self, draw: st.DrawFn, layers: bool) -> None:
         self._draw = draw
+        self._layers = layers
         self._numbers = 0
         self._budget = draw(st.integers(3, 22))
         self.lines: list[str] = []
@@ -113,6 +128,15 @@ class _Writer:
         other, factor = self.tensor(scope, shape), self.tensor(scope, "scalar")
         square = self.tensor(scope, "square")
         size = "tf.shape(x)" if shape == "rows" else "[3, 3]"
+        if self._layers and self._draw(st.booleans()):
+            return self._one_of(
+                f"dense({one})",
+                f"tf.tanh(net({one}))",
+                f"tf.tanh(net({one}, training=True))",
+                f"tf.tanh(net({one}, training={self.condition(scope)}))",
+                f"dense(net({one}) + {other}) * metric.result()",
+                f"hidden[1]({one}, training=True) * 0.5",
+            )
         return self._one_of(
             f"tf.tanh({one} @ {square})",
             f"tf.tanh({one} + {other})",
@@ -202,7 +226,30 @@ class _Writer:
         text = self._one_of("{}", "{}", "str({})", "[{}, len(kept), box.scale]", "np.asarray({}).tolist()")
         self.line(indent, f"see({text.format(value)})")
 
+    def _change(self, scope: _Scope, indent: int) -> None:
+        """Something that a call of a layer or the optimizer depends on."""
+        text = self._one_of(
+            "dense.trainable = not dense.trainable",
+            "dense.activation = activations[step % 2]",
+            "vars(dense)['activation'] = activations[box.count % 2]",
+            "hidden[1].rate = rates[box.count % 2]",
+            "optimizer.learning_rate = 0.01 * (1 + step % 3)",
+            "optimizer.beta_1 = 0.9 if box.count % 2 else 0.8",
+            "dense.set_weights([weight * 0.9 for weight in dense.get_weights()])",
+            "hidden[0].use_bias = box.count % 3 != 1",
+            "hidden[2].trainable = step % 5 != 3",
+            "metric.reset_state()",
+            "keras.config.set_epsilon(1e-7 if step % 2 else 1e-6)",
+        )
+        if self._draw(st.booleans()):
+            self.line(indent, f"if {self.condition(scope)}:")
+            indent += 1
+        self.line(indent, text)
+
     def _python(self, scope: _Scope, indent: int) -> None:
+        if self._layers and self._draw(st.booleans()):
+            self._change(scope, indent)
+            return
         text = self._one_of(
             "box.scale *= 0.9",
             "box.scale = 1.0 - box.scale",
@@ -216,6 +263,10 @@ class _Writer:
         self.line(indent, text)
 
     def _write(self, scope: _Scope, indent: int) -> None:
+        if self._layers and self._draw(st.booleans()):
+            one, other = self.tensor(scope, "square"), self.tensor(scope, "square")
+            self.line(indent, f"metric.update_state({one}, {other})")
+            return
         if self._draw(st.integers(0, 6)) == 0:
             self.line(indent, f"v[step % 3].assign(tf.tanh({self.tensor(scope, 'square')})[0])")
             return
@@ -290,6 +341,13 @@ class _Writer:
         scope.names["scalar"].append(loss)
         for target in asked:
             found = self._fresh()
+            if self._layers and target == loss and self._draw(st.booleans()):
+                self.line(indent, "wanted = dense.trainable_variables + net.trainable_variables")
+                self.line(indent, f"{found}k = {tape}.gradient({loss}, wanted)")
+                self.line(indent, f"pairs = [pair for pair in zip({found}k, wanted) if pair[0] is not None]")
+                self.line(indent, "optimizer.apply_gradients(pairs)")
+                if not persistent:
+                    continue
             if target != loss:
                 self.line(indent, f"with {tape}:")
                 self.line(indent + 1, f"{found}y = {target}")
@@ -304,9 +362,10 @@ class _Writer:
 
 
 @st.composite
-def programs(draw: st.DrawFn) -> str:
-    """The source of a program."""
-    writer = _Writer(draw)
-    writer.lines = _HEAD.format(steps=STEPS, batch=writer._one_of(*_BATCHES)).splitlines()
+def programs(draw: st.DrawFn, layers: bool = False) -> str:
+    """The source of a program, with or without layers of Keras's."""
+    writer = _Writer(draw, layers)
+    head = _HEAD.format(steps=STEPS, batch=writer._one_of(*_BATCHES), layers=_LAYERS if layers else "")
+    writer.lines = head.splitlines()
     writer.body(_Scope(), 2, 8)
-    return "\n".join(writer.lines) + "\n" + _TAIL
+    return "\n".join(writer.lines) + "\n" + _TAIL.format(owned="layers" if layers else "None")

@@ -6,6 +6,7 @@ import os
 import types
 from functools import partial
 
+import keras
 import numpy as np
 import tensorflow as tf
 from fuzz.programs import STEPS, programs
@@ -21,25 +22,29 @@ MANY = int(os.environ.get("FUZZ_PROGRAMS", "0"))
 
 def loaded(source):
     """The function of a program's source."""
-    found = {"np": np, "tf": tf, "types": types}
+    found = {"keras": keras, "np": np, "tf": tf, "types": types}
     exec(compile(source, "<program>", "exec"), found)
     return found["program"]
 
 
-def compare(examples):
-    """Compare so many random programs with themselves."""
-    regions = []
+def compare(examples, layers=False):
+    """Compare so many random programs with themselves; how many library calls were elided."""
+    regions, elided = [], []
 
     @settings(max_examples=MANY or examples, derandomize=not MANY, print_blob=bool(MANY))
-    @given(programs())
+    @given(programs(layers))
     def is_eagers(source):
         note(source)
         report = both_ways(loaded(source), co_executed=0)
+        keras.config.set_epsilon(1e-7)
         regions.append(report["regions"]["co_executed"])
+        elided.append(sum(a["elisions"]["elided"] for a in report["anchors"] if a["elisions"]))
+        assert not any(a["elisions"]["mismatches"] for a in report["anchors"] if a["elisions"])
 
     is_eagers()
     # A comparison of eager with eager would prove nothing.
     assert sum(regions) >= STEPS / 4 * len(regions)
+    return sum(elided)
 
 
 def test_random_programs_do_what_they_do_in_eager():
@@ -49,3 +54,7 @@ def test_random_programs_do_what_they_do_in_eager():
 def test_random_programs_with_live_tapes(monkeypatch):
     monkeypatch.setattr(conductor, "ActiveAnchor", partial(ActiveAnchor, live_tapes="always, in this test"))
     compare(30)
+
+
+def test_random_programs_with_layers():
+    assert compare(25, layers=True) > 25

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import sys
+import types
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from truth import both_ways
+from truth import both_ways, run_once
+
+import terra_cx
+from terra_cx.run import elider
 
 LATE = 30
 STEPS = 45
@@ -403,3 +412,102 @@ def test_functional_models_with_two_inputs_and_masks():
 
     report = both_ways(program(make, learning_rate, step), co_executed=15)
     assert elided(report) > 30
+
+
+HIDDEN = """
+import os
+import keras
+
+class Scale(keras.layers.Layer):
+    def call(self, x):
+        return x * 2.0 if os.environ.get("TERRA_TEST_SCALE") is None else x + x * 2.0
+"""
+
+
+def test_a_difference_disables_the_call_and_is_told(capfd, monkeypatch):
+    """A layer that depends on what nobody looks at: wrong until it is compared, and then never again."""
+    module = types.ModuleType("keras.hidden")
+    exec(compile(HIDDEN, os.path.dirname(keras.__file__) + "/hidden.py", "exec"), vars(module))
+
+    def program(see):
+        scale = module.Scale()
+        w = tf.Variable(tf.ones([2, 2]))
+        for step in range(90):
+            if step == LATE:
+                monkeypatch.setenv("TERRA_TEST_SCALE", "1")
+            x = scale(w * float(step))
+            w.assign_add(0.01 * tf.tanh(x))
+            see(x)
+
+    outcome = run_once(program, {})
+    [anchor] = outcome.report["anchors"]
+    assert anchor["elisions"]["mismatches"] == 1
+    told = capfd.readouterr().err
+    assert "Layer.__call__ of Scale" in told
+    assert "it issued other ops" in told
+    assert outcome.seen[-1] != outcome.seen[-2]
+
+
+@pytest.mark.parametrize("name", ["_is_due", "_holds", "_plan", "_made"])
+def test_a_failure_of_ours_is_not_the_programs(monkeypatch, capfd, name):
+    calls = []
+
+    def failing(self, *args):
+        calls.append(name)
+        if len(calls) == 20:
+            raise AttributeError("injected")
+        return own(self, *args)
+
+    own = getattr(elider.Elider, name)
+    monkeypatch.setattr(elider.Elider, name, failing)
+    if name == "_made":
+        monkeypatch.setattr(elider.Elider, "_stretch", elider.Elider._made)
+    both_ways(program(Parts, nothing), co_executed=12, failures=True)
+    assert "injected" in capfd.readouterr().err
+
+
+class Interrupt:
+    """A profile function that sends SIGINT at the ``nth`` return of a native function in the elider."""
+
+    def __init__(self, nth):
+        self.nth = nth
+        self.places = 0
+
+    def __call__(self, frame, event, argument):
+        if event in ("call", "c_return") and frame.f_code.co_filename == elider.__file__:
+            self.places += 1
+            if self.places == self.nth:
+                sys.setprofile(None)
+                signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_in_an_elided_call():
+    """It comes out where the call stands, and the program can go on."""
+
+    def program(interrupt, caught):
+        rng = np.random.default_rng(1)
+        parts = Parts()
+        for step in range(STEPS):
+            x = tf.constant(rng.normal(size=(5, 4)).astype("float32"))
+            y = tf.constant(rng.normal(size=(5, 3)).astype("float32"))
+            if step == LATE:
+                sys.setprofile(interrupt)
+            try:
+                parts.step(x, y)
+            except KeyboardInterrupt:
+                caught.append(step)
+            finally:
+                sys.setprofile(None)
+        return [np.isfinite(variable.numpy()).all() for variable in parts.model.variables]
+
+    counter = Interrupt(0)
+    assert all(terra_cx.co_execute(quiet=True)(program)(counter, []))
+    assert counter.places > 100
+    for nth in random.Random(1).sample(range(1, counter.places + 1), 8):
+        caught = []
+        run = terra_cx.co_execute(quiet=True)(program)
+        assert all(run(Interrupt(nth), caught)), nth
+        assert caught == [LATE], nth
+        report = run.last_session.report()
+        assert report["internal_errors"] == 0, nth
+        assert report["regions"]["co_executed"] >= 20, nth

@@ -49,6 +49,8 @@ _MOST = 4096
 """Receivers and methods; a program with more makes new ones all the time."""
 _ALTERNATIVES = 8
 """Kinds of one call that are kept: with ``training`` and without, with a last, smaller batch."""
+_INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, ValueError)
+"""What a mistake of ours looks like; nothing else runs here."""
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 _tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 _computed = (Kind.PURE, Kind.READ, Kind.WRITE)
@@ -200,22 +202,36 @@ class Elider:
             return entry.own(*args, **kwargs)
         args = normal(args)
         leaves, structure = flatten((args[1:], kwargs))
+        skeleton = self._skeleton
+        before = skeleton.position()
+        try:
+            found = self._found(known, structure, leaves)
+            if found is not None and found.trusted and not _to_be_compared(found.runs):
+                answer = self._elided(found, leaves)
+                if answer is not None:
+                    return answer[0]
+                found = None
+        except _INTERNAL as error:
+            skeleton.failed(error)
+            self._elisions.calls.clear()
+            if skeleton.position() != before:
+                raise  # half of the call is done: neither can it be run nor answered
+            found = None
+        if found is not None:
+            return self._compared(found, args, kwargs, leaves)
+        return entry.own(*args, **kwargs)
+
+    def _found(self, known: list[LibraryCall], structure: Any, leaves: list[Any]) -> LibraryCall | None:
+        """The noted call that this one is like; None if there is none, or something is not as it was then."""
         missed = None
         for call in reversed(known):
-            if call.refused is not None or not self._is_due(call, structure, leaves):
-                continue
-            if not self._holds(call):
+            if call.refused is None and self._is_due(call, structure, leaves):
+                if self._holds(call):
+                    return call
                 missed = call
-                continue
-            if not call.trusted or _to_be_compared(call.runs):
-                return self._compared(call, args, kwargs, leaves)
-            answer = self._elided(call, leaves)
-            if answer is not None:
-                return answer[0]
-            break
         if missed is not None:
             self._elisions.miss(missed)
-        return entry.own(*args, **kwargs)
+        return None
 
     def _is_due(self, call: LibraryCall, structure: Any, leaves: list[Any]) -> bool:
         """Whether this is the call that the region has come to, with such arguments."""
