@@ -402,6 +402,7 @@ def build_block(graph: TraceGraph, start: Node, uid: int, lower: Callable[[Block
             transaction rule ends the block (`compile.lowering`).
     """
     cut: Cut | None = None
+    graph.built += 1
     while True:
         block = _follow(graph, start, uid, cut)
         if block.nodes[0].kind is Kind.OWNER:

@@ -187,24 +187,28 @@ class State:
             return f"{error} is gone"
 
     def _changed(self) -> str | None:
+        # The common case first, without a call of ours per element: all is identical.
         for index, (value, size, getter, known) in enumerate(self._objects):
             attributes = value.__dict__
-            now = getter(attributes)
-            if len(attributes) != size or not all(map(is_, now, known)):
+            if len(attributes) != size or not all(map(is_, getter(attributes), known)):
+                now = getter(attributes)
                 if len(attributes) != size or not all(map(same, now, known)):
                     return _told(value, getter, now, known)
                 self._objects[index] = value, size, getter, now
         for value, known in self._lists:
-            if not _are(list.__len__(value), list.__iter__(value), known):
+            as_it_was = len_of_list(value) == len(known) and all(map(is_, list_items(value), known))
+            if not as_it_was and not _alike(list(list_items(value)), known):
                 return "a list"
         for value, known in self._dicts:
-            if not _are(dict.__len__(value), dict.values(value), known):
+            as_it_was = len_of_dict(value) == len(known) and all(map(is_, dict_values(value), known))
+            if not as_it_was and not _alike(list(dict_values(value)), known):
                 return "a dict"
         for value, ids, _ in self._sets:
             if len(value) != len(ids) or not ids.issuperset(map(id, value)):
                 return "a set"
         for value, get, item in self._slots:
-            if not same(get(value), item):
+            now = get(value)
+            if now is not item and not same(now, item):
                 return f"an attribute of {type(value).__name__}"
         for value, content in self._arrays:
             if value.tobytes() != content:
@@ -212,10 +216,13 @@ class State:
         return None
 
 
-def _are(size: int, items: Iterable[Any], known: tuple[Any, ...]) -> bool:
-    return size == len(known) and all(map(same, items, known))
+def _alike(items: list[Any], known: tuple[Any, ...]) -> bool:
+    return len(items) == len(known) and all(map(same, items, known))
 
 
+# Of the built-in classes themselves: subclasses may tell something else.
+len_of_list, list_items = list.__len__, list.__iter__
+len_of_dict, dict_values = dict.__len__, dict.values
 _CONTAINERS = (list, dict, set, frozenset, tuple, weakref.WeakSet)
 
 

@@ -66,15 +66,18 @@ class _Stretch:
     given: list[tuple[Check, int]] = field(default_factory=list)
     """Checks of arguments: by number of the leaf."""
     fixed: list[tuple[Check, Any]] = field(default_factory=list)
-    """Parameters that are what they were in the trace."""
+    """Checks of what is as it was in the trace; once they have passed, the parameters that they bind are `bound`."""
+    bound: list[tuple[int, Any]] = field(default_factory=list)
     crossing: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
     """Parameters that are outputs of the call's earlier ops: (op, output)."""
     slots: list[tuple[int, Spec, tuple[int, int]]] = field(default_factory=list)
     """Flat outputs that somebody will ask for, and which op's they are."""
     needed: list[Step] = field(default_factory=list)
     """Steps that gradients of other blocks refer to."""
-    wants: int = 0
-    """How much `needed` named when this was made."""
+    values: list[tuple[tuple[int, int], Any]] = field(default_factory=list)
+    """Known results that somebody will ask for."""
+    built: int = 0
+    """How many blocks the graph had built when this was made: a later one may need more outputs of this."""
 
 
 class Elisions:
@@ -275,11 +278,7 @@ class Elider:
             if plan is None:
                 return None
             made: dict[tuple[int, int], Any] = {}
-            if skeleton.log.tapes:
-                for variable in call.accesses:
-                    skeleton.accessed(variable)
-            for variable in call.accesses:
-                pywrap_tfe.TFE_Py_VariableWatcherVariableAccessed(variable)
+            skeleton.accessed(call.accesses)
             self._commit(call, plan, made)
         except Frozen:
             skeleton.dispatch()
@@ -312,15 +311,20 @@ class Elider:
             for check, number in stretch.given:
                 if not admits(run, check, leaves[number]):
                     return None
-            for check, value in stretch.fixed:
+            while stretch.fixed:
+                check, value = stretch.fixed[-1]
                 if not admits(run, check, value):
                     return None
+                stretch.bound.append((check[1], run.params[check[1]]))
+                stretch.fixed.pop()
+            for number, value in stretch.bound:
+                run.params[number] = value
             plan.append((run, stretch))
         return plan
 
     def _stretch(self, call: LibraryCall, index: int, block: Block, pos: int) -> _Stretch | None:
         found: _Stretch | None = call.plans.get((index, block.uid, pos))
-        if found is not None and found.block is block and found.wants == _wants(block, pos, found.count):
+        if found is not None and found.block is block and found.built == self._skeleton.graph.built:
             return found
         made = self._made(call, index, block, pos)
         if made is not None:
@@ -340,7 +344,7 @@ class Elider:
             count += 1
         if not count:
             return None
-        stretch = _Stretch(block, pos, count)
+        stretch = _Stretch(block, pos, count, built=self._skeleton.graph.built)
         wanted = _wanted(call, index, count)
         for number in range(count):
             step = steps[pos + number]
@@ -353,11 +357,12 @@ class Elider:
             flats = {(index + number, out): step.base + out for out in range(len(step.specs))}
             for key, flat in flats.items():
                 asked = key in wanted or key[1] in step.needed or step.kind is Kind.READ
-                if asked and step.kind is not Kind.KNOWN:
+                if step.kind is Kind.KNOWN:
+                    stretch.values.append((key, step.values[key[1]]))
+                elif asked:
                     stretch.slots.append((flat, step.specs[key[1]], key))
             if step.needed:
                 stretch.needed.append(step)
-                stretch.wants += len(step.needed)
                 stretch.slots += self._arguments(step, steps, index, pos, stretch)
         return stretch
 
@@ -426,9 +431,7 @@ class Elider:
                 for out in step.needed:
                     if out >= 0:
                         log.bound[step.node, out, turn] = slots[step.base + out]
-            for number, step in enumerate(run.block.steps[stretch.pos : stretch.pos + stretch.count]):
-                for out, value in enumerate(step.values):
-                    made[index + number, out] = value
+            made.update(stretch.values)
             if run is skeleton.run:
                 skeleton.advance_over(run, stretch.pos + stretch.count, turns)
             else:
@@ -524,10 +527,6 @@ class Elider:
 def _to_be_compared(runs: int) -> bool:
     """At 1, 2, 4, ... and then at every so many."""
     return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
-
-
-def _wants(block: Block, pos: int, count: int) -> int:
-    return sum(len(step.needed) for step in block.steps[pos : pos + count])
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -18,7 +18,7 @@ Guarantees:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -28,7 +28,7 @@ from terra_cx.run.arguments import SEQUENCES, normalised
 from terra_cx.run.block_run import BlockRun, Draw, Frozen, State
 from terra_cx.run.checks import admits, attr_difference, bindings, difference
 from terra_cx.run.handover import Handover
-from terra_cx.run.region_log import RegionLog
+from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.taping import Taping
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
@@ -47,6 +47,8 @@ _INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 _OPEN = State.OPEN
 _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]
+_accessed = REAL["TFE_Py_TapeVariableAccessed"]
+_watched = REAL["TFE_Py_VariableWatcherVariableAccessed"]
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 _getrefcount = sys.getrefcount
 
@@ -621,10 +623,15 @@ class Skeleton(Taping):
         """The region's position of the next op."""
         return self._position()
 
-    def accessed(self, variable: Any) -> None:
-        """A library call that is elided would have told the tapes of a variable."""
-        self._event("access", args=variable.handle)
-        REAL["TFE_Py_TapeVariableAccessed"](variable)
+    def accessed(self, variables: Sequence[Any]) -> None:
+        """A library call that is elided would have told tapes and watchers of these variables."""
+        if self.log.tapes:
+            position, events = self.position(), self.log.events
+            for variable in variables:
+                events.append(Event(position, "access", args=variable.handle))
+                _accessed(variable)
+        for variable in variables:
+            _watched(variable)
 
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a library (`elide.entries`): elided if everything it depends on is as it was."""

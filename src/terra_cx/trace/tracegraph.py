@@ -113,6 +113,8 @@ class TraceGraph:
         self.max_nodes = max_nodes
         self.root = self._root()
         self.version = 0
+        self.built = 0
+        """How many blocks have been made of it."""
         self.rolled: set[int] = set()
         self.traces = 0
         self._nodes: dict[Any, Node] = {}
