@@ -180,6 +180,21 @@ def test_a_dropout_rate_and_the_training_flag():
     compare(make, rate, step, least=20)
 
 
+def test_arrays_are_passed():
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        labels = y.numpy() if parts.calls != LATE else np.zeros([5, 3], np.float32)
+        with tf.GradientTape() as tape:
+            loss = parts.loss(labels, parts.model(x.numpy()))
+        variables = parts.model.trainable_variables
+        parts.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+    report = compare(Parts, learning_rate, step, least=60)
+    calls = report["anchors"][0]["elisions"]["calls"]
+    assert {"Layer.__call__", "Loss.__call__"} <= {call["call"] for call in calls if call["elided"] > 10}
+
+
 def test_a_schedule():
     def make():
         return Parts(
@@ -203,7 +218,9 @@ def test_batch_normalisation_and_regularisers():
     def momentum(parts):
         parts.model.layers[1].momentum = 0.5
 
-    compare(make, momentum, lambda parts, x, y: parts.step(x, y, training=True))
+    report = compare(make, momentum, lambda parts, x, y: parts.step(x, y, training=True))
+    calls = report["anchors"][0]["elisions"]["calls"]
+    assert any(call["of"] == "Sequential" and call["call"] == "Layer.__call__" for call in calls)
 
 
 def test_a_regulariser_is_changed_inside():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import optree
 
 from terra_cx.elide.entries import Entry
@@ -17,7 +18,8 @@ from terra_cx.tf.slots import Spec
 __all__ = ["Argument", "LibraryCall", "Source", "flatten", "normal", "repeated"]
 
 Source = tuple[Any, ...]
-"""Where a tensor comes from: ("arg", number of the leaf), ("in", op of the call, output), ("fixed", tensor or raw)."""
+"""Where a tensor comes from: ("arg", number of the leaf), ("array", number of the leaf that it was made of),
+("in", op of the call, output), ("fixed", tensor or raw)."""
 
 
 def normal(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -44,16 +46,19 @@ def repeated(leaves: list[Any]) -> list[int]:
 
 @dataclass(slots=True)
 class Argument:
-    """What one leaf of the arguments must be: a tensor of a dtype and shape, or what was there."""
+    """What one leaf of the arguments must be: a tensor or array of a dtype and shape, or what was there."""
 
     spec: Spec | None
     value: Any = None
+    """With a spec, the array's dtype, None for a tensor."""
 
     def admits(self, given: Any) -> bool:
         """Whether a leaf will do."""
         spec = self.spec
         if spec is None:
             return same(given, self.value)
+        if self.value is not None:
+            return type(given) is np.ndarray and given.dtype == self.value and given.shape == spec.shape
         if getattr(given, "_keras_mask", None) is not None:
             return False
         if type(given) is Placeholder:
@@ -88,6 +93,8 @@ class LibraryCall:
     """The structure of what it returned."""
     results: list[Source]
     accesses: list[Any]
+    pauses: list[tuple[int, str]]
+    """Where it stops recording and restarts it (``stop``, ``restart``): before which of its ops."""
     ambient: Any
     state: State
     line: str = "?"

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from terra_cx.compile.blocks import FEED, KNOWN, LOCAL, PARAM, Block, Check, Step
 from terra_cx.elide.calls import LibraryCall, flatten, normal, repeated
 from terra_cx.elide.entries import Entries, Entry
@@ -279,6 +281,7 @@ class Elider:
                 return None
             made: dict[tuple[int, int], Any] = {}
             skeleton.accessed(call.accesses)
+            skeleton.paused(call.pauses)
             self._commit(call, plan, made)
         except Frozen:
             skeleton.dispatch()
@@ -309,7 +312,8 @@ class Elider:
             if index < len(call.nodes) and pos + stretch.count < len(run.block.steps):
                 return None  # the block goes on another way
             for check, number in stretch.given:
-                if not admits(run, check, leaves[number]):
+                leaf = leaves[number]
+                if not admits(run, check, native.as_tensor(leaf) if type(leaf) is np.ndarray else leaf):
                     return None
             while stretch.fixed:
                 check, value = stretch.fixed[-1]
@@ -369,7 +373,7 @@ class Elider:
     @staticmethod
     def _wire(stretch: _Stretch, check: Check, source: Any, index: int, steps: list[Step]) -> bool:
         code = check[0]
-        if source[0] == "arg":
+        if source[0] in ("arg", "array"):
             stretch.given.append((check, source[1]))
         elif source[0] == "fixed":
             if code == FEED or (code == PARAM and check[2]):
@@ -468,8 +472,11 @@ class Elider:
         why = None
         if skeleton.log is not log or pywrap_tfe.TFE_Py_Execute != skeleton.execute:
             return result  # the region diverged, and is being learned anew
-        if self._path(start, max(runs - 1, 0)) != call.nodes:
+        steps = self._steps(start, max(runs - 1, 0))
+        if tuple(step.node for _, step in steps) != call.nodes:
             why = "it issued other ops"
+        elif not self._same_wiring(call, steps, leaves):
+            why = "its ops had other arguments"
         elif not self._same_result(call, result, leaves):
             why = "it returned something else"
         else:
@@ -491,14 +498,34 @@ class Elider:
             call.refused = why if call.failures >= _ATTEMPTS else None
         return result
 
-    def _path(self, start: int, first: int) -> tuple[Any, ...]:
-        """The nodes of the ops that were validated since a position."""
-        return tuple(
-            step.node
+    def _steps(self, start: int, first: int) -> list[tuple[BlockRun, Step]]:
+        """What was validated since a position, with the runs that it is part of."""
+        return [
+            (run, step)
             for run in self._skeleton.log.runs[first:]
             for step in run.block.steps[: run.pos]
             if run.start + step.position >= start
-        )
+        ]
+
+    @staticmethod
+    def _same_wiring(call: LibraryCall, steps: list[tuple[BlockRun, Step]], leaves: list[Any]) -> bool:
+        """Whether the parameters of the call's ops are what would have been bound to them."""
+        for (run, step), sources in zip(steps, call.wiring, strict=True):
+            for check, source in zip(flat_checks(step), sources, strict=False):
+                if check[0] not in (PARAM, FEED) or source[0] == "in":
+                    continue
+                bound = run.params[check[1]]
+                if source[0] == "arg":
+                    leaf = leaves[source[1]]
+                    right = bound is (leaf._slot if type(leaf) is Placeholder else leaf)
+                elif type(bound) is Slot:
+                    right = False
+                else:
+                    wanted = leaves[source[1]] if source[0] == "array" else source[1]
+                    right = bound is wanted or _same_value(bound, wanted)
+                if not right:
+                    return False
+        return True
 
     def _same_result(self, call: LibraryCall, result: Any, leaves: list[Any]) -> bool:
         given, structure = ([result], None) if call.result is None else flatten(result)
@@ -527,6 +554,13 @@ class Elider:
 def _to_be_compared(runs: int) -> bool:
     """At 1, 2, 4, ... and then at every so many."""
     return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
+
+
+def _same_value(tensor: Any, value: Any) -> bool:
+    """Whether a tensor holds what a tensor, an array or a number would be converted to."""
+    other = native.as_tensor(value, native.dtype_of(tensor._datatype_enum()))
+    mine, yours = native.host_value(tensor), native.host_value(other)
+    return mine.shape == yours.shape and mine.tobytes() == yours.tobytes()
 
 
 def _equal(one: Any, other: Any) -> bool:

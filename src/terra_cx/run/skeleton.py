@@ -633,6 +633,12 @@ class Skeleton(Taping):
         for variable in variables:
             _watched(variable)
 
+    def paused(self, pauses: Sequence[tuple[int, str]]) -> None:
+        """A library call that is elided would have stopped and restarted recording before some of its ops."""
+        position = self.position()
+        for op, what in pauses:
+            self.log.events.append(Event(position + op, what))
+
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a library (`elide.entries`): elided if everything it depends on is as it was."""
         if self.elider is None or not self._mine():

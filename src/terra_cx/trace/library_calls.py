@@ -32,6 +32,10 @@ Refusals = dict[tuple[str, int], tuple[Any, str, int]]
 _ATTEMPTS = 2
 """Traces in which a call is looked at before it is refused for good: the first one may build its variables."""
 _COMPUTED = (Kind.PURE, Kind.READ, Kind.WRITE, Kind.KNOWN)
+_TOLD = ("access", "stop", "restart")
+"""What a call may tell the tapes."""
+_LARGEST = 1 << 20
+"""Elements of an array that is passed to an elided call."""
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 _tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 
@@ -87,7 +91,7 @@ class CallNotes:
         try:
             if watch.effect is not None:
                 raise Unfit(watch.effect)
-            if any(event.what != "access" for event in trace.events[events:]):
+            if any(event.what not in _TOLD for event in trace.events[events:]):
                 raise Unfit("it has to do with tapes")
             if any(call.kind not in _COMPUTED for call in trace.calls[first:]):
                 raise Unfit("an op in it is not the graph's")
@@ -97,7 +101,7 @@ class CallNotes:
                 raise Unfit("it changes a setting of the thread")
             self.found.append(
                 _Noted(recorder, args, kwargs, born, kept).noted(
-                    entry, watch, self._names, result, (first, reads, accesses), taped, ambient
+                    entry, watch, self._names, result, (first, reads, accesses, events), taped, ambient
                 )
             )
         except Unfit as error:
@@ -131,6 +135,7 @@ class _Noted:
                 ref = recorder.known_as(leaf)
                 self._numbers.setdefault(ref.origin if isinstance(ref, Known) else ref, number)
         self._reached: set[int] = set()
+        self._arrays: dict[int, np.ndarray[Any, Any]] = {}
         self._start = 0
 
     def noted(
@@ -139,7 +144,7 @@ class _Noted:
         watch: Watch,
         names: Names,
         result: Any,
-        marks: tuple[int, int, int],
+        marks: tuple[int, int, int, int],
         taped: tuple[bool, bool],
         ambient: Any,
     ) -> LibraryCall:
@@ -148,14 +153,17 @@ class _Noted:
         Raises:
             Unfit: the call cannot be elided.
         """
-        first, reads, accesses = marks
+        first, reads, accesses, events = marks
         recorder = self._recorder
         calls = recorder.trace.calls[first:]
         self._start = calls[0].position if calls else recorder.position
         used = used_names(watch.codes)
-        objects = [leaf for leaf in self._leaves if not isinstance(leaf, EagerTensor)]
-        if any(isinstance(leaf, np.ndarray) for leaf in objects):
-            raise Unfit("an array is passed to it")
+        objects = [leaf for leaf in self._leaves if not isinstance(leaf, (EagerTensor, np.ndarray))]
+        self._arrays = {
+            number: leaf for number, leaf in enumerate(self._leaves) if isinstance(leaf, np.ndarray)
+        }
+        if any(not _is_telling(array) for array in self._arrays.values()):
+            raise Unfit("an array is passed to it that may be taken for a constant")
         state = State([self._args[0], *objects], used, OPAQUE)
         data = names.add(watch.codes, watch.methods)
         state.add(data)
@@ -178,6 +186,11 @@ class _Noted:
             result=structure,
             results=[self._result(leaf) for leaf in leaves],
             accesses=recorder.accessed[accesses:],
+            pauses=[
+                (event.position - self._start, event.what)
+                for event in recorder.trace.events[events:]
+                if event.what != "access"
+            ],
             ambient=ambient,
             state=state,
             line=f"{calls[0].site.filename}:{calls[0].site.line}"
@@ -214,9 +227,20 @@ class _Noted:
             if id(tensor) in self._reached:
                 raise Unfit("a tensor is passed to it that it holds as well")
             return ("arg", number)
-        if tensor._id > self._born or id(tensor) in self._reached:
+        if tensor._id > self._born:
+            return self._converted(tensor) or ("fixed", tensor)
+        if id(tensor) in self._reached:
             return ("fixed", tensor)
         raise Unfit("it uses a tensor that comes from elsewhere")
+
+    def _converted(self, tensor: Any) -> Source | None:
+        """A tensor that the call made of an array that was passed to it."""
+        for number, array in self._arrays.items():
+            if tensor._shape_tuple() == array.shape and tensor._num_elements() == array.size:
+                value = native.host_value(tensor)
+                if value.dtype == array.dtype and value.tobytes() == array.tobytes():
+                    return ("array", number)
+        return None
 
     def _result(self, leaf: Any) -> Source:
         if isinstance(leaf, EagerTensor):
@@ -239,7 +263,15 @@ def _argument(leaf: Any) -> Argument:
         if getattr(leaf, "_keras_mask", None) is not None:
             raise Unfit("a tensor with a mask is passed to it")
         return Argument(Spec(leaf._datatype_enum(), leaf._shape_tuple()))
+    if isinstance(leaf, np.ndarray):
+        return Argument(Spec(native.as_tensor(leaf)._datatype_enum(), leaf.shape), leaf.dtype)
     return Argument(None, leaf)
+
+
+def _is_telling(array: np.ndarray[Any, Any]) -> bool:
+    """Whether no constant of a library's own can be taken for the array: it holds more than one value."""
+    plain = type(array) is np.ndarray and array.dtype.kind in "fiub" and 1 < array.size <= _LARGEST
+    return plain and bool((array != array.flat[0]).any())
 
 
 def _numpys_state() -> bytes:
