@@ -44,6 +44,8 @@ class Entry:
         self.own: Any = self._was.fget if isinstance(self._was, property) else self._was
         """What runs without us; called with the receiver and the arguments."""
         self.name = f"{owner.__name__}.{attribute}"
+        self.runs_receiver = attribute == "__call__"
+        """Whether it runs methods that the receiver's class is there to define."""
 
     def put(self, boundary: Boundary) -> None:
         """Put the hook in place."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from terra_cx.elide.calls import Argument, LibraryCall, Source, flatten, normal, repeated
 from terra_cx.elide.entries import OPAQUE, Entries, Entry
-from terra_cx.elide.names import Names, used_names
+from terra_cx.elide.names import Names, is_library, used_names
 from terra_cx.elide.state import State, Unfit
 from terra_cx.elide.watch import Watch
 from terra_cx.observe.importer import UserCode
@@ -68,6 +68,10 @@ class CallNotes:
         _, _, attempts = self._refusals.get(key, (None, "", 0))
         if self._inside or attempts == _ATTEMPTS or not native.executing_eagerly():
             return entry.own(*args, **kwargs)
+        cls = type(args[0])
+        if entry.runs_receiver and not is_library(cls.__module__):
+            self._refusals[key] = args[0], f"{cls.__qualname__} is not a library's", _ATTEMPTS
+            return entry.own(*args, **kwargs)
         args = normal(args)
         watch = Watch(self._user)
         if not watch.start():
@@ -90,6 +94,7 @@ class CallNotes:
             return result
         try:
             if watch.effect is not None:
+                attempts = _ATTEMPTS - 1  # that will not change
                 raise Unfit(watch.effect)
             if any(event.what not in _TOLD for event in trace.events[events:]):
                 raise Unfit("it has to do with tapes")
