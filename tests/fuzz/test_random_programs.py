@@ -53,8 +53,8 @@ def test_random_programs_do_what_they_do_in_eager():
 
 def test_random_programs_with_live_tapes(monkeypatch):
     monkeypatch.setattr(conductor, "ActiveAnchor", partial(ActiveAnchor, live_tapes="always, in this test"))
-    compare(30)
+    compare(20)
 
 
 def test_random_programs_with_layers():
-    assert compare(25, layers=True) > 25
+    assert compare(20, layers=True) > 20

@@ -85,10 +85,6 @@ def learning_rate(parts):
     parts.optimizer.learning_rate = 0.5
 
 
-def weight_decay(parts):
-    parts.optimizer.weight_decay = 0.1
-
-
 def beta(parts):
     parts.optimizer.beta_1 = 0.1
 
@@ -130,7 +126,6 @@ def clipping(parts):
 CHANGES = [
     nothing,
     learning_rate,
-    weight_decay,
     beta,
     frozen_layer,
     new_activation,
@@ -520,7 +515,7 @@ def test_ctrl_c_in_an_elided_call():
     counter = Interrupt(0)
     assert all(terra_cx.co_execute(quiet=True)(program)(counter, []))
     assert counter.places > 100
-    for nth in random.Random(1).sample(range(1, counter.places + 1), 8):
+    for nth in random.Random(1).sample(range(1, counter.places + 1), 5):
         caught = []
         run = terra_cx.co_execute(quiet=True)(program)
         assert all(run(Interrupt(nth), caught)), nth

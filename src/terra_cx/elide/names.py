@@ -23,6 +23,8 @@ Codes = Mapping[tuple[CodeType, int], dict[str, Any]]
 Methods = Mapping[type, Collection[str]]
 """The names of methods that ran, by the class of the receiver (`watch.Watch.methods`)."""
 _LIBRARIES = frozenset({"keras", "tensorflow", "tf_keras"})
+_CALLERS = ("keras", "tf_keras")
+"""Whose code is looked at: what TensorFlow's private modules look up in each other is left to the comparisons."""
 _DEPTH = 3
 """``a.b.c`` names modules inside modules."""
 _PROTOCOLS = (
@@ -74,11 +76,12 @@ class Names:
         """
         data: list[Any] = []
         for (code, number), names in codes.items():
-            if is_library(names.get("__name__")):
+            if str(names.get("__name__")).startswith(_CALLERS):
                 self._look(names, code.co_names, _DEPTH, codes, data)
                 self._seen.add((code, number))
         for cls, called in methods.items():
-            self._methods.setdefault(cls, set()).update(called)
+            if not cls.__module__.startswith("tensorflow.python"):
+                self._methods.setdefault(cls, set()).update(called)
         self._compile()
         return data
 

@@ -26,6 +26,9 @@ __all__ = ["install", "remove"]
 _method = Replaced(backprop.GradientTape, "gradient", backprop)
 _imperative_grad = imperative_grad.imperative_grad
 _is_variable = resource_variable_ops.is_resource_variable
+_plain: dict[int, Any] = {}
+"""Handles that were looked at, by `id`: floating and not packed. A variable has its handle for life."""
+_MOST = 10_000
 _DTYPES = frozenset({"float32", "float64", "bfloat16", "float16"})
 
 
@@ -35,10 +38,15 @@ def _handles(sources: list[Any] | tuple[Any, ...]) -> list[Any] | None:
     for source in sources:
         if not _is_variable(source):
             return None
-        dtype = source.dtype  # a string for a variable of Keras
-        if getattr(dtype, "name", dtype) not in _DTYPES or source.handle.is_packed:
-            return None
-        handles.append(source.handle)
+        handle = source.handle
+        if _plain.get(id(handle)) is not handle:
+            dtype = source.dtype  # a string for a variable of Keras
+            if getattr(dtype, "name", dtype) not in _DTYPES or handle.is_packed:
+                return None
+            if len(_plain) > _MOST:
+                _plain.clear()
+            _plain[id(handle)] = handle
+        handles.append(handle)
     return handles
 
 
