@@ -42,8 +42,10 @@ fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAM
 	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz $(UNHURRIED) $(ARGS)
 	FUZZ_PLACES=$(or $(PLACES),500) $(BIN)/python -m pytest tests/run/test_faults.py -k any_moment $(UNHURRIED) $(ARGS)
 
-peers: $(INSTALLED) ## the tests that Sonnet carries, in eager and co-executed
+# TensorFlow Graphics asks for packages that exist for no Python of ours (OpenEXR, tensorflow-addons); its tests do not.
+peers: $(INSTALLED) ## the tests that Sonnet and TensorFlow Graphics carry, in eager and co-executed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev,peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps tensorflow-graphics==2021.12.3
 	$(BIN)/python tools/peers.py $(ARGS)
 
 soak: $(INSTALLED) ## 100,000 steps of a program that keeps changing: memory, graphs, tensors and files must not grow

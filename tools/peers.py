@@ -1,4 +1,4 @@
-"""Runs other people's tests under co-execution: the tests that Sonnet's wheel carries, each body repeated until hot.
+"""Runs other people's tests under co-execution, each body repeated until hot: suites that wheels carry.
 
 Each test file runs twice in a process of its own, in plain eager and co-executed (`tests/peers/hot.py`), and the
 outcomes are compared. `tests/peers/ledger.toml` holds the tests that are known to differ, with a reason each. Exit
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -20,26 +21,44 @@ from rich.progress import track
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parents[1] / "tests" / "peers"
-FOLDERS = ("", "nets", "nets/dnc", "optimizers")
-"""Of ``sonnet/src``. Not conformance, distribute and functional: they test saving, devices and tf.function, not ops."""
 
 
-def files(pattern):
-    """Sonnet's test files whose name holds the pattern."""
-    spec = importlib.util.find_spec("sonnet")
-    if spec is None:
-        raise ValueError("Sonnet is not installed; `make peers` does it")
-    root = Path(spec.origin).parent / "src"
-    found = sorted(file for folder in FOLDERS for file in (root / folder).glob("*_test.py"))
-    chosen = [file for file in found if pattern in file.stem]
-    if not chosen:
-        raise ValueError(f"no test file of Sonnet has {pattern!r} in its name")
-    return chosen
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Tests that an installed package carries: the files of these patterns below it."""
+
+    package: str
+    patterns: tuple[str, ...]
+
+    def files(self, pattern):
+        """The test files whose path holds the pattern.
+
+        Raises:
+            ValueError: the package is not installed.
+        """
+        spec = importlib.util.find_spec(self.package)
+        if spec is None:
+            raise ValueError(f"{self.package} is not installed; `make peers` does it")
+        root = Path(spec.origin).parent
+        found = sorted({file for wanted in self.patterns for file in root.glob(wanted)})
+        return [file for file in found if pattern in str(file.relative_to(root.parent))]
+
+
+SUITES = (
+    # Not conformance, distribute and functional: they test saving, devices and tf.function, not ops.
+    Suite("sonnet", tuple(f"src/{folder}*_test.py" for folder in ("", "nets/", "nets/dnc/", "optimizers/"))),
+    # Not datasets and projects: they want data, and packages that do not go with Keras 3.
+    Suite(
+        "tensorflow_graphics",
+        tuple(f"{f}/**/*_test.py" for f in ("geometry", "image", "math", "nn", "rendering", "util")),
+    ),
+)
 
 
 def run(file, mode, folder):
     """The outcomes of one file's tests in a mode: ``{test: [outcome, detail, co-executed regions]}``."""
     result = folder / f"{file.stem}-{mode}.json"
+    result.unlink(missing_ok=True)
     environment = os.environ | {
         "PEERS_MODE": mode,
         "PEERS_RESULT": str(result),
@@ -74,17 +93,25 @@ def run(file, mode, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pattern", nargs="?", default="", help="only test files with this in their name")
+    parser.add_argument(
+        "pattern",
+        nargs="?",
+        default="",
+        help="only files with this in their path, say sonnet or graphics/math",
+    )
     args = parser.parse_args()
     console = Console()
     try:
-        chosen = files(args.pattern)
+        chosen = [file for suite in SUITES for file in suite.files(args.pattern)]
         ledger = tomllib.loads((HERE / "ledger.toml").read_text())
+        if not chosen:
+            raise ValueError(f"no test file has {args.pattern!r} in its path")
     except (OSError, ValueError) as error:
         print(f"peers: {error}", file=sys.stderr)
         return 2
     table = Table("file", "tests", "pass in both", "fail in both", "co-executed", "differ")
     differ, known, ran = [], [], set()
+    sums = [0] * (len(table.columns) - 1)
     with tempfile.TemporaryDirectory(prefix="terra-cx-peers-") as folder:
         for file in track(chosen, "testing", console=Console(stderr=True)):
             eager, co = (run(file, mode, Path(folder)) for mode in ("eager", "co"))
@@ -98,7 +125,10 @@ def main():
             both = [a[0] for a, b in pairs.values() if a[0] == b[0]]
             hot = sum(b[2] > 0 for _, b in pairs.values())
             cells = (len(names), both.count("passed"), both.count("failed"), hot, len(here))
+            sums = [sum(pair) for pair in zip(sums, cells, strict=True)]
             table.add_row(file.stem, *map(str, cells))
+    table.add_section()
+    table.add_row(f"{len(chosen)} files", *map(str, sums))
     console.print(table)
     for name, a, b in differ:
         print(f"{name}: {a[0]} in eager, {b[0]} co-executed: {b[1] or a[1]}")
