@@ -430,19 +430,49 @@ HIDDEN = """
 import os
 import keras
 
+class Weighted(keras.layers.Layer):
+    def call(self, x, values=None):
+        return x * float(values.max()) if len(values) else x
+
 class Scale(keras.layers.Layer):
     def call(self, x):
         return x * 2.0 if os.environ.get("TERRA_TEST_SCALE") is None else x + x * 2.0
 """
 
 
-def test_a_difference_disables_the_call_and_is_told(capfd, monkeypatch):
-    """A layer that depends on what nobody looks at: wrong until it is compared, and then never again."""
+@pytest.fixture
+def hidden():
+    """Layers that count as Keras's own."""
     module = types.ModuleType("keras.hidden")
     exec(compile(HIDDEN, os.path.dirname(keras.__file__) + "/hidden.py", "exec"), vars(module))
+    return module
+
+
+def test_what_is_computed_of_an_array_is_no_constant(hidden):
+    """All arrays have the same largest element, up to some step."""
 
     def program(see):
-        scale = module.Scale()
+        weighted = hidden.Weighted()
+        rng = np.random.default_rng(1)
+        w = tf.Variable(tf.ones([2, 2]))
+        for step in range(STEPS):
+            values = np.append(rng.random(3), 2.0 if step < LATE else 3.0)
+            x = weighted(w, values=values)
+            w.assign_add(0.01 * tf.tanh(x))
+            see(x)
+
+    report = both_ways(program, co_executed=12)
+    [refused] = [
+        call["refused"] for call in report["anchors"][0]["elisions"]["calls"] if call["of"] == "Weighted"
+    ]
+    assert "array" in refused
+
+
+def test_a_difference_disables_the_call_and_is_told(capfd, monkeypatch, hidden):
+    """A layer that depends on what nobody looks at: wrong until it is compared, and then never again."""
+
+    def program(see):
+        scale = hidden.Scale()
         w = tf.Variable(tf.ones([2, 2]))
         for step in range(90):
             if step == LATE:

@@ -51,6 +51,8 @@ class Argument:
     spec: Spec | None
     value: Any = None
     """With a spec, the array's dtype, None for a tensor."""
+    array: bytes | None = None
+    """What the array held in the trace."""
 
     def admits(self, given: Any) -> bool:
         """Whether a leaf will do."""
@@ -110,3 +112,10 @@ class LibraryCall:
     """How often it could not be elided because something was not as noted."""
     refused: str | None = None
     plans: dict[Any, Any] = field(default_factory=dict)
+
+    def shows_arrays(self, leaves: list[Any]) -> bool:
+        """Whether all arrays are others than in the trace, so that a constant could not be taken for one."""
+        return all(
+            known.array is None or known.array != leaf.tobytes()
+            for known, leaf in zip(self.arguments, leaves, strict=True)
+        )

@@ -33,6 +33,8 @@ _TRANSPARENT = (_OURS, "tensorflow.python.eager.monitoring")
 _PRINTING = frozenset({"print", "input", "open", "breakpoint"})
 
 
+_COPIES = frozenset({"copy", "__array__", "asarray", "array", "arange", "zeros", "empty", "dtype"})
+"""C functions of NumPy's that do not look at the values of an array."""
 _UNDERSTOOD = frozenset(
     {
         "keras",
@@ -70,6 +72,8 @@ class Watch:
         """The globals of each function that ran, by code and their `id`."""
         self.methods: dict[type, set[str]] = {}
         """The names of methods that ran, by the class of the receiver."""
+        self.computes = False
+        """Whether NumPy did more with an array than copy it: then what Python computed may depend on its values."""
         self.effect: str | None = None
         """What was seen that forbids an elision."""
 
@@ -99,6 +103,9 @@ class Watch:
                 self._method(type(frame.f_locals["self"]), code.co_name)
             if (code, id(names)) in self.codes:
                 return
+            caller = frame.f_back.f_globals.get("__name__", "") if frame.f_back is not None else ""
+            if names.get("__name__", "").startswith("numpy") and not caller.startswith(_OURS):
+                self.computes = True
             self.codes[code, id(names)] = names
             if self.effect is None and (self._user.owns(code) or not _is_understood(names.get("__name__"))):
                 self.effect = f"{code.co_qualname} of {names.get('__name__')} runs in it"
@@ -107,6 +114,8 @@ class Watch:
             module = arg.__module__
             if module is None:
                 module = type(arg.__self__).__module__
+            if module == "numpy" and name not in _COPIES:
+                self.computes = self.computes or not frame.f_globals.get("__name__", "").startswith(_OURS)
             outside = (
                 (module in _EFFECTS and name not in _HARMLESS) or name in _PRINTING or "random" in module
             )

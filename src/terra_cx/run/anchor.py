@@ -13,7 +13,7 @@ from typing import Any
 from terra_cx.compile.blocks import Block, build_block
 from terra_cx.compile.lowering import lower
 from terra_cx.reasons import Reason
-from terra_cx.run.elider import Elisions
+from terra_cx.run.elisions import Elisions
 from terra_cx.run.pace import Manner, Pace
 from terra_cx.trace.tracegraph import Node, TraceGraph
 

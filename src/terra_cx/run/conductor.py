@@ -18,7 +18,8 @@ from terra_cx.elide.entries import Entries
 from terra_cx.observe.importer import UserCode
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.run.anchor import ActiveAnchor, Stage
-from terra_cx.run.elider import Elider, Elisions
+from terra_cx.run.elider import Elider
+from terra_cx.run.elisions import Elisions
 from terra_cx.run.fallback import prefix, rebuild, recover
 from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.handover import Handover

@@ -167,6 +167,8 @@ class _Noted:
         self._arrays = {
             number: leaf for number, leaf in enumerate(self._leaves) if isinstance(leaf, np.ndarray)
         }
+        if self._arrays and watch.computes:
+            raise Unfit("it computes with an array that is passed to it")
         if any(not _is_telling(array) for array in self._arrays.values()):
             raise Unfit("an array is passed to it that may be taken for a constant")
         state = State([self._args[0], *objects], used, OPAQUE)
@@ -233,19 +235,21 @@ class _Noted:
                 raise Unfit("a tensor is passed to it that it holds as well")
             return ("arg", number)
         if tensor._id > self._born:
-            return self._converted(tensor) or ("fixed", tensor)
+            return self._converted(tensor)
         if id(tensor) in self._reached:
             return ("fixed", tensor)
         raise Unfit("it uses a tensor that comes from elsewhere")
 
-    def _converted(self, tensor: Any) -> Source | None:
-        """A tensor that the call made of an array that was passed to it."""
+    def _converted(self, tensor: Any) -> Source:
+        """What a tensor is that the call made: of an array that was passed to it, or a constant."""
+        shape = tensor._shape_tuple()
         for number, array in self._arrays.items():
-            if tensor._shape_tuple() == array.shape and tensor._num_elements() == array.size:
+            if array.shape == shape:
                 value = native.host_value(tensor)
-                if value.dtype == array.dtype and value.tobytes() == array.tobytes():
-                    return ("array", number)
-        return None
+                if value.dtype != array.dtype or value.tobytes() != array.tobytes():
+                    raise Unfit("it converts an array that is passed to it")
+                return ("array", number)
+        return ("fixed", tensor)
 
     def _result(self, leaf: Any) -> Source:
         if isinstance(leaf, EagerTensor):
@@ -269,7 +273,7 @@ def _argument(leaf: Any) -> Argument:
             raise Unfit("a tensor with a mask is passed to it")
         return Argument(Spec(leaf._datatype_enum(), leaf._shape_tuple()))
     if isinstance(leaf, np.ndarray):
-        return Argument(Spec(native.as_tensor(leaf)._datatype_enum(), leaf.shape), leaf.dtype)
+        return Argument(Spec(native.as_tensor(leaf)._datatype_enum(), leaf.shape), leaf.dtype, leaf.tobytes())
     return Argument(None, leaf)
 
 

@@ -1,0 +1,131 @@
+"""What is known of the library calls of one loop's steps: taken over from traces, asked by the elider."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from terra_cx.elide.calls import LibraryCall
+from terra_cx.elide.entries import Entries
+from terra_cx.elide.names import Names
+from terra_cx.trace.library_calls import Refusals
+from terra_cx.trace.records import Trace
+
+__all__ = ["Elisions"]
+
+_MISSES = 3
+"""Misses of a call after which the step is traced again."""
+_MOST = 4096
+"""Receivers and methods; a program with more makes new ones all the time."""
+_ALTERNATIVES = 8
+"""Kinds of one call that are kept: with ``training`` and without, with a last, smaller batch."""
+
+
+class Elisions:
+    """The calls of one anchor's step that may be elided.
+
+    Args:
+        entries: the hooks.
+        told: given a message for the user, once for each call that is disabled.
+    """
+
+    def __init__(self, entries: Entries, told: Callable[[str], None]) -> None:
+        self.entries = entries
+        self.told = told
+        self.names = Names()
+        self.refusals: Refusals = {}
+        self.calls: defaultdict[tuple[str, int], list[LibraryCall]] = defaultdict(list)
+        self.elided = self.compared = self.mismatches = 0
+        self._refused = 0
+        self._stale = False
+        self._wait, self._distance = 0, 1
+
+    def miss(self, call: LibraryCall) -> None:
+        """A call is not as it was noted: after a few of these, the step is looked at anew."""
+        call.missed += 1
+        self._stale = self._stale or call.missed >= _MISSES
+
+    def refresh(self) -> None:
+        """A region is about to be traced: if names mean something else now, what was noted before is void."""
+        if self.names.changed():
+            self.clear()
+
+    def due(self) -> bool:
+        """Whether the region that begins should be traced, to note calls that are others now. Asked once in a region.
+
+        At growing distances: what changes in every step never stays as it was noted.
+        """
+        self._wait -= 1
+        if not self._stale or self._wait > 0:
+            return False
+        self._stale = False
+        self._wait = self._distance = 2 * self._distance
+        return True
+
+    def learn(self, trace: Trace, found: Iterable[LibraryCall]) -> None:
+        """Take over what a trace has noted; it has been merged."""
+        refused = sum(attempts for _, _, attempts in self.refusals.values())
+        self._stale = (
+            self._stale or refused > self._refused
+        )  # it may go better, or the calls inside may be elided
+        self._refused = refused
+        for call in found:
+            if len(self.calls) > _MOST:
+                self.calls.clear()
+            call.nodes = tuple(one.node for one in trace.calls[call.first : call.last])
+            known = self.calls[call.entry.name, id(call.receiver)]
+            known[:] = [
+                other
+                for other in known
+                if other.nodes != call.nodes
+                or other.structure != call.structure
+                or not all(map(_alike, other.arguments, call.arguments))
+                or other.ambient != call.ambient
+                or other.taped != call.taped
+            ][-_ALTERNATIVES + 1 :]
+            known.append(call)
+
+    def clear(self) -> None:
+        """The TraceGraph was emptied."""
+        self.calls.clear()
+        self.refusals.clear()
+        self.names = Names()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "elided": self.elided,
+            "compared": self.compared,
+            "mismatches": self.mismatches,
+            "calls": [
+                {
+                    "call": call.entry.name,
+                    "of": type(call.receiver).__name__,
+                    "line": call.line,
+                    "ops": len(call.nodes),
+                    "elided": call.runs,
+                    "refused": call.refused,
+                }
+                for known in self.calls.values()
+                for call in known
+            ]
+            + [
+                {
+                    "call": name,
+                    "of": type(receiver).__name__,
+                    "line": "?",
+                    "ops": 0,
+                    "elided": 0,
+                    "refused": why,
+                }
+                for (name, _), (receiver, why, _) in self.refusals.items()
+            ],
+        }
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two descriptions of an argument admit the same."""
+    if one.spec is None or other.spec is None:
+        return one.spec is other.spec and one.value is other.value
+    return bool(one.spec.key() == other.spec.key())
