@@ -431,6 +431,10 @@ import os
 import keras
 
 class Weighted(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self._convert_input_args = False
+
     def call(self, x, values=None):
         return x * float(values.max()) if len(values) else x
 
