@@ -73,7 +73,7 @@ class Argument:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LibraryCall:
     """One call, taken from a trace.
 
@@ -110,7 +110,6 @@ class LibraryCall:
     """Comparisons that failed before it was trusted."""
     missed: int = 0
     """How often it could not be elided because something was not as noted."""
-    refused: str | None = None
     plans: dict[Any, Any] = field(default_factory=dict)
 
     def shows_arrays(self, leaves: list[Any]) -> bool:

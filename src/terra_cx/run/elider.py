@@ -119,7 +119,7 @@ class Elider:
         """The noted call that this one is like; None if there is none, or something is not as it was then."""
         missed = None
         for call in reversed(known):
-            if call.refused is None and self._is_due(call, structure, leaves):
+            if self._is_due(call, structure, leaves):
                 if self._holds(call):
                     return call
                 missed = call
@@ -376,7 +376,7 @@ class Elider:
         if why is None:
             call.trusted = call.trusted or call.shows_arrays(leaves)
         elif call.trusted:
-            call.refused = why
+            elisions.refuse(call, why)
             elisions.mismatches += 1
             elisions.told(
                 f"a call of {call.entry.name} of {type(call.receiver).__name__} at {call.line} was elided, and {why} "
@@ -384,7 +384,8 @@ class Elider:
             )
         else:
             call.failures += 1
-            call.refused = why if call.failures >= _ATTEMPTS else None
+            if call.failures == _ATTEMPTS:
+                elisions.refuse(call, why)
         return result
 
     def _steps(self, start: int, first: int) -> list[tuple[BlockRun, Step]]:

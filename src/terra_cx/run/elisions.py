@@ -9,7 +9,7 @@ from typing import Any
 from terra_cx.elide.calls import LibraryCall
 from terra_cx.elide.entries import Entries
 from terra_cx.elide.names import Names
-from terra_cx.trace.library_calls import Refusals
+from terra_cx.trace.library_calls import ATTEMPTS, Refusals
 from terra_cx.trace.records import Trace
 
 __all__ = ["Elisions"]
@@ -45,6 +45,13 @@ class Elisions:
         """A call is not as it was noted: after a few of these, the step is looked at anew."""
         call.missed += 1
         self._stale = self._stale or call.missed >= _MISSES
+
+    def refuse(self, call: LibraryCall, why: str) -> None:
+        """A comparison has shown that a call cannot be elided; the calls inside it may be."""
+        key = (call.entry.name, id(call.receiver))
+        self.calls[key].remove(call)
+        self.refusals[key] = call.receiver, why, ATTEMPTS
+        self._stale = True
 
     def refresh(self) -> None:
         """A region is about to be traced: if names mean something else now, what was noted before is void."""
@@ -105,7 +112,7 @@ class Elisions:
                     "line": call.line,
                     "ops": len(call.nodes),
                     "elided": call.runs,
-                    "refused": call.refused,
+                    "refused": None,
                 }
                 for known in self.calls.values()
                 for call in known

@@ -25,11 +25,11 @@ from terra_cx.trace.records import Const, Ext, Known, Local, Resource
 if TYPE_CHECKING:
     from terra_cx.trace.recorder import Recorder
 
-__all__ = ["CallNotes", "Refusals"]
+__all__ = ["ATTEMPTS", "CallNotes", "Refusals"]
 
 Refusals = dict[tuple[str, int], tuple[Any, str, int]]
 """Calls that are not elided, by entry and the receiver's `id`: the receiver, why, and how often that was found."""
-_ATTEMPTS = 2
+ATTEMPTS = 2
 """Traces in which a call is looked at before it is refused for good: the first one may build its variables."""
 _COMPUTED = (Kind.PURE, Kind.READ, Kind.WRITE, Kind.KNOWN)
 _TOLD = ("access", "stop", "restart")
@@ -66,11 +66,11 @@ class CallNotes:
         """Run a call, and note it if it can be elided."""
         key = (entry.name, id(args[0]))
         _, _, attempts = self._refusals.get(key, (None, "", 0))
-        if self._inside or attempts == _ATTEMPTS or not native.executing_eagerly():
+        if self._inside or attempts == ATTEMPTS or not native.executing_eagerly():
             return entry.own(*args, **kwargs)
         cls = type(args[0])
         if entry.runs_receiver and not is_library(cls.__module__):
-            self._refusals[key] = args[0], f"{cls.__qualname__} is not a library's", _ATTEMPTS
+            self._refusals[key] = args[0], f"{cls.__qualname__} is not a library's", ATTEMPTS
             return entry.own(*args, **kwargs)
         args = normal(args)
         watch = Watch(self._user)
@@ -94,7 +94,7 @@ class CallNotes:
             return result
         try:
             if watch.effect is not None:
-                attempts = _ATTEMPTS - 1  # that will not change
+                attempts = ATTEMPTS - 1  # that will not change
                 raise Unfit(watch.effect)
             if any(event.what not in _TOLD for event in trace.events[events:]):
                 raise Unfit("it has to do with tapes")
