@@ -1,6 +1,6 @@
 """What the pieces of a co-executed step cost Python, each beside the same thing in eager in the same run.
 
-`make costs` prints one table per piece; a round does it `MANY` times (tapes and fetches a tenth of that). In mode
+`make costs` prints one table per piece; a round does it `MANY` times (those of `FEW` a tenth of that). In mode
 ``co`` the step is co-executed in turns: the graph runs between the rounds, so that what is timed is the skeleton alone.
 Nothing is asserted about times; it is asserted that the rounds were co-executed.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -76,6 +77,21 @@ def tape(tensors):
     return x
 
 
+def layer(tensors):
+    """A call of a layer of Keras's, elided."""
+    x, dense = tensors["x"], tensors["dense"]
+    for _ in range(MANY // 10):
+        x = dense(x)
+    return x
+
+
+def optimizer(tensors):
+    """A step of an optimizer, elided."""
+    variables = tensors["dense"].trainable_variables
+    for _ in range(MANY // 10):
+        tensors["adam"].apply([tensors["x"], tensors["x"][0]], variables)
+
+
 def fetch(tensors):
     """One op whose value Python reads: the graph runs it meanwhile."""
     x = tensors["x"]
@@ -85,14 +101,17 @@ def fetch(tensors):
     return x
 
 
-PIECES = [tanh, plus, times_number, matmul, read_variable, assign, tape, fetch]
+PIECES = [tanh, plus, times_number, matmul, read_variable, assign, tape, layer, optimizer, fetch]
+FEW = (tape, layer, optimizer, fetch)
 
 
 @pytest.fixture
 def tensors():
     rng = np.random.default_rng(0)
     x, y = (tf.constant(rng.normal(size=(4, 4)).astype(np.float32) * 0.1) for _ in range(2))
-    return {"x": x, "y": y, "w": tf.Variable(x)}
+    dense, adam = keras.layers.Dense(4), keras.optimizers.Adam(0.001)
+    dense(x)
+    return {"x": x, "y": y, "w": tf.Variable(x), "dense": dense, "adam": adam}
 
 
 @pytest.mark.parametrize("mode", ["eager", "co"])
@@ -110,5 +129,5 @@ def test_cost(benchmark, piece, mode, tensors):
                 warmup_rounds=WARM,
             )
         assert session.report()["regions"]["co_executed"] >= ROUNDS
-    repeats = MANY // 10 if piece in (tape, fetch) else MANY
+    repeats = MANY // 10 if piece in FEW else MANY
     benchmark.extra_info["us_each"] = statistics.median(benchmark.stats.stats.data) / repeats * 1e6

@@ -494,7 +494,7 @@ def test_a_difference_disables_the_call_and_is_told(capfd, monkeypatch, hidden):
     assert outcome.seen[-1] != outcome.seen[-2]
 
 
-@pytest.mark.parametrize("name", ["_is_due", "_holds", "_plan", "_made"])
+@pytest.mark.parametrize("name", ["_is_like", "_holds", "_plan", "_made"])
 def test_a_failure_of_ours_is_not_the_programs(monkeypatch, capfd, name):
     calls = []
 

@@ -33,6 +33,7 @@ from terra_cx.tf.native import REAL, pywrap_tfe
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.placeholder import Placeholder, new_placeholder
 from terra_cx.tf.slots import Slot, Spec
+from terra_cx.trace.tracegraph import Node
 
 if TYPE_CHECKING:
     from terra_cx.run.skeleton import Skeleton
@@ -115,28 +116,25 @@ class Elider:
             return self._compared(found, args, kwargs, leaves)
         return entry.own(*args, **kwargs)
 
-    def _found(self, known: list[LibraryCall], structure: Any, leaves: list[Any]) -> LibraryCall | None:
+    def _found(
+        self, known: dict[Node | None, list[LibraryCall]], structure: Any, leaves: list[Any]
+    ) -> LibraryCall | None:
         """The noted call that this one is like; None if there is none, or something is not as it was then."""
+        step = self._skeleton.step
+        following = (step.node,) if step is not None else self._skeleton.here().succ
         missed = None
-        for call in reversed(known):
-            if self._is_due(call, structure, leaves):
-                if self._holds(call):
-                    return call
-                missed = call
+        for node in (None, *following):
+            for call in reversed(known.get(node, ())):
+                if self._is_like(call, structure, leaves):
+                    if self._holds(call):
+                        return call
+                    missed = call
         if missed is not None:
             self._elisions.miss(missed)
         return None
 
-    def _is_due(self, call: LibraryCall, structure: Any, leaves: list[Any]) -> bool:
-        """Whether this is the call that the region has come to, with such arguments."""
-        if call.nodes:
-            step = self._skeleton.step
-            if (
-                (step.node is not call.nodes[0])
-                if step is not None
-                else (call.nodes[0] not in self._skeleton.here().succ)
-            ):
-                return False
+    def _is_like(self, call: LibraryCall, structure: Any, leaves: list[Any]) -> bool:
+        """Whether the call was one with such arguments."""
         return (
             structure == call.structure
             and call.taped == (not _tapes_empty(), bool(_tapes_stopped()))

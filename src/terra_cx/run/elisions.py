@@ -11,6 +11,7 @@ from terra_cx.elide.entries import Entries
 from terra_cx.elide.names import Names
 from terra_cx.trace.library_calls import ATTEMPTS, Refusals
 from terra_cx.trace.records import Trace
+from terra_cx.trace.tracegraph import Node
 
 __all__ = ["Elisions"]
 
@@ -35,7 +36,8 @@ class Elisions:
         self.told = told
         self.names = Names()
         self.refusals: Refusals = {}
-        self.calls: defaultdict[tuple[str, int], list[LibraryCall]] = defaultdict(list)
+        self.calls: defaultdict[tuple[str, int], dict[Node | None, list[LibraryCall]]] = defaultdict(dict)
+        """By entry and receiver, then by the node of the first op (None without ops): a layer may be called often."""
         self.elided = self.compared = self.mismatches = 0
         self._refused = 0
         self._stale = False
@@ -49,7 +51,7 @@ class Elisions:
     def refuse(self, call: LibraryCall, why: str) -> None:
         """A comparison has shown that a call cannot be elided; the calls inside it may be."""
         key = (call.entry.name, id(call.receiver))
-        self.calls[key].remove(call)
+        self.calls[key][call.nodes[0] if call.nodes else None].remove(call)
         self.refusals[key] = call.receiver, why, ATTEMPTS
         self._stale = True
 
@@ -81,7 +83,8 @@ class Elisions:
             if len(self.calls) > _MOST:
                 self.calls.clear()
             call.nodes = tuple(one.node for one in trace.calls[call.first : call.last])
-            known = self.calls[call.entry.name, id(call.receiver)]
+            first = call.nodes[0] if call.nodes else None
+            known = self.calls[call.entry.name, id(call.receiver)].setdefault(first, [])
             known[:] = [
                 other
                 for other in known
@@ -114,7 +117,8 @@ class Elisions:
                     "elided": call.runs,
                     "refused": None,
                 }
-                for known in self.calls.values()
+                for places in self.calls.values()
+                for known in places.values()
                 for call in known
             ]
             + [
