@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = (
     "mlp", "dropblock", "dcgan", "resnet50", "sdpoint", "yolov3", "faster_rcnn", "gpt2", "bert_qa", "bert_cls",
-    "music_transformer",
+    "music_transformer", "keras_mlp",
 )  # fmt: skip
 STEPS = 40
 

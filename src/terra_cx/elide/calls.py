@@ -18,7 +18,7 @@ from terra_cx.tf.slots import Spec
 __all__ = ["Argument", "LibraryCall", "Source", "flatten", "normal", "repeated"]
 
 Source = tuple[Any, ...]
-"""Where a tensor comes from: ("arg", number of the leaf), ("array", number of the leaf that it was made of),
+"""Where a tensor comes from: ("arg", number of the leaf), ("array", number of the leaf that it was made of, dtype),
 ("in", op of the call, output), ("fixed", tensor or raw)."""
 
 

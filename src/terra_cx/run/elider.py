@@ -20,8 +20,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from terra_cx.compile.blocks import FEED, KNOWN, LOCAL, PARAM, Block, Check, Step
 from terra_cx.elide.calls import LibraryCall, flatten, normal, repeated
 from terra_cx.elide.entries import Entry
@@ -57,8 +55,8 @@ class _Stretch:
     block: Block
     pos: int
     count: int
-    given: list[tuple[Check, int]] = field(default_factory=list)
-    """Checks of arguments: by number of the leaf."""
+    given: list[tuple[Check, int, int | None]] = field(default_factory=list)
+    """Checks of arguments: by number of the leaf, with the dtype that an array is converted to."""
     fixed: list[tuple[Check, Any]] = field(default_factory=list)
     """Checks of what is as it was in the trace; once they have passed, the parameters that they bind are `bound`."""
     bound: list[tuple[int, Any]] = field(default_factory=list)
@@ -198,9 +196,11 @@ class Elider:
             index += stretch.count
             if index < len(call.nodes) and pos + stretch.count < len(run.block.steps):
                 return None  # the block goes on another way
-            for check, number in stretch.given:
+            for check, number, dtype in stretch.given:
                 leaf = leaves[number]
-                if not admits(run, check, native.as_tensor(leaf) if type(leaf) is np.ndarray else leaf):
+                if dtype is not None:
+                    leaf = native.as_tensor(leaf, native.dtype_of(dtype))
+                if not admits(run, check, leaf):
                     return None
             while stretch.fixed:
                 check, value = stretch.fixed[-1]
@@ -261,7 +261,7 @@ class Elider:
     def _wire(stretch: _Stretch, check: Check, source: Any, index: int, steps: list[Step]) -> bool:
         code = check[0]
         if source[0] in ("arg", "array"):
-            stretch.given.append((check, source[1]))
+            stretch.given.append((check, source[1], source[2] if len(source) > 2 else None))
         elif source[0] == "fixed":
             if code == FEED or (code == PARAM and check[2]):
                 stretch.fixed.append((check, source[1]))

@@ -169,6 +169,10 @@ class _Noted:
         }
         if self._arrays and watch.computes:
             raise Unfit("it computes with an array that is passed to it")
+        if len({(array.shape, array.astype(float).tobytes()) for array in self._arrays.values()}) < len(
+            self._arrays
+        ):
+            raise Unfit("equal arrays are passed to it")
         if any(not _is_telling(array) for array in self._arrays.values()):
             raise Unfit("an array is passed to it that may be taken for a constant")
         state = State([self._args[0], *objects], used, OPAQUE)
@@ -242,13 +246,12 @@ class _Noted:
 
     def _converted(self, tensor: Any) -> Source:
         """What a tensor is that the call made: of an array that was passed to it, or a constant."""
-        shape = tensor._shape_tuple()
+        shape, dtype = tensor._shape_tuple(), tensor._datatype_enum()
         for number, array in self._arrays.items():
             if array.shape == shape:
-                value = native.host_value(tensor)
-                if value.dtype != array.dtype or value.tobytes() != array.tobytes():
-                    raise Unfit("it converts an array that is passed to it")
-                return ("array", number)
+                if not _is_conversion(array, tensor, dtype):
+                    raise Unfit("it changes an array that is passed to it")
+                return ("array", number, dtype)
         return ("fixed", tensor)
 
     def _result(self, leaf: Any) -> Source:
@@ -275,6 +278,15 @@ def _argument(leaf: Any) -> Argument:
     if isinstance(leaf, np.ndarray):
         return Argument(Spec(native.as_tensor(leaf)._datatype_enum(), leaf.shape), leaf.dtype, leaf.tobytes())
     return Argument(None, leaf)
+
+
+def _is_conversion(array: np.ndarray[Any, Any], tensor: Any, dtype: int) -> bool:
+    """Whether a tensor is what TensorFlow makes of an array."""
+    try:
+        other = native.as_tensor(array, native.dtype_of(dtype))
+    except (TypeError, ValueError):
+        return False
+    return native.host_value(other).tobytes() == native.host_value(tensor).tobytes()
 
 
 def _is_telling(array: np.ndarray[Any, Any]) -> bool:
