@@ -360,8 +360,10 @@ class Elider:
         if skeleton.log is not log or pywrap_tfe.TFE_Py_Execute != skeleton.execute:
             return result  # the region diverged, and is being learned anew
         steps = self._steps(start, max(runs - 1, 0))
-        if tuple(step.node for _, step in steps) != call.nodes:
+        if [_work(step.node) for _, step in steps] != [_work(node) for node in call.nodes]:
             why = "it issued other ops"
+        elif tuple(step.node for _, step in steps) != call.nodes:
+            return result  # the same ops, by another way through the graph
         elif not self._same_wiring(call, steps, leaves):
             why = "its ops had other arguments"
         elif not self._same_result(call, result, leaves):
@@ -442,6 +444,12 @@ class Elider:
 def _to_be_compared(runs: int) -> bool:
     """At 1, 2, 4, ... and then at every so many."""
     return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
+
+
+def _work(node: Node) -> Any:
+    """What a node does, wherever it stands: op, attributes, dtypes and shapes, variables."""
+    _, form, variables, _ = node.base
+    return node.call.op, form, variables
 
 
 def _same_value(tensor: Any, value: Any) -> bool:
