@@ -16,6 +16,7 @@ from truth import both_ways, run_once
 
 import terra_cx
 from terra_cx.run import elider
+from terra_cx.trace import library_calls
 
 LATE = 30
 STEPS = 45
@@ -505,7 +506,17 @@ def test_a_difference_disables_the_call_and_is_told(capfd, monkeypatch, hidden):
     assert outcome.seen[-1] != outcome.seen[-2]
 
 
-@pytest.mark.parametrize("name", ["_is_like", "_holds", "_plan", "_made"])
+def test_a_failure_while_a_call_is_noted_only_refuses_it(monkeypatch):
+    def failing(*_):
+        raise LookupError("injected")
+
+    monkeypatch.setattr(library_calls._Noted, "_result", failing)
+    report = both_ways(program(Parts, nothing), co_executed=12)
+    refused = [call["refused"] for call in report["anchors"][0]["elisions"]["calls"]]
+    assert sum("LookupError: injected" in (why or "") for why in refused) >= 3
+
+
+@pytest.mark.parametrize("name", ["_is_like", "_holds", "_plan", "_made", "_difference"])
 def test_a_failure_of_ours_is_not_the_programs(monkeypatch, capfd, name):
     calls = []
 

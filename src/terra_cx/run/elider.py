@@ -355,38 +355,47 @@ class Elider:
         finally:
             self._comparing = False
         call.runs += 1
-        elisions.compared += 1
-        why = None
         if skeleton.log is not log or pywrap_tfe.TFE_Py_Execute != skeleton.execute:
             return result  # the region diverged, and is being learned anew
-        steps = self._steps(start, max(runs - 1, 0))
-        if [_work(step.node) for _, step in steps] != [_work(node) for node in call.nodes]:
-            why = "it issued other ops"
-        elif tuple(step.node for _, step in steps) != call.nodes:
-            return result  # the same ops, by another way through the graph
-        elif not self._same_wiring(call, steps, leaves):
-            why = "its ops had other arguments"
-        elif not self._same_result(call, result, leaves):
-            why = "it returned something else"
-        else:
-            changed = call.state.changed() or (
-                None if call.ambient == elisions.entries.ambient() else "a setting of the thread"
-            )
-            why = f"it changed {changed}" if changed else None
-        if why is None:
-            call.trusted = call.trusted or call.shows_arrays(leaves)
-        elif call.trusted:
+        elisions.compared += 1
+        try:
+            steps = self._steps(start, max(runs - 1, 0))
+            why = self._difference(call, steps, result, leaves)
+            if why is None and tuple(step.node for _, step in steps) == call.nodes:
+                call.trusted = call.trusted or call.shows_arrays(leaves)
+        except _INTERNAL as error:
+            skeleton.failed(error)
+            elisions.refuse(call, "it could not be compared")
+            return result
+        if why is not None and call.trusted:
             elisions.refuse(call, why)
             elisions.mismatches += 1
             elisions.told(
                 f"a call of {call.entry.name} of {type(call.receiver).__name__} at {call.line} was elided, and {why} "
                 "when it was compared; it runs from now on. Please report this"
             )
-        else:
+        elif why is not None:
             call.failures += 1
             if call.failures == _ATTEMPTS:
                 elisions.refuse(call, why)
         return result
+
+    def _difference(
+        self, call: LibraryCall, steps: list[tuple[BlockRun, Step]], result: Any, leaves: list[Any]
+    ) -> str | None:
+        """In words, what the real call did otherwise; None if nothing."""
+        if [_work(step.node) for _, step in steps] != [_work(node) for node in call.nodes]:
+            return "it issued other ops"
+        if tuple(step.node for _, step in steps) != call.nodes:
+            return None  # the same ops, by another way through the graph: no more can be said
+        if not self._same_wiring(call, steps, leaves):
+            return "its ops had other arguments"
+        if not self._same_result(call, result, leaves):
+            return "it returned something else"
+        changed = call.state.changed()
+        if changed is None and call.ambient != self._elisions.entries.ambient():
+            changed = "a setting of the thread"
+        return None if changed is None else f"it changed {changed}"
 
     def _steps(self, start: int, first: int) -> list[tuple[BlockRun, Step]]:
         """What was validated since a position, with the runs that it is part of."""

@@ -31,6 +31,7 @@ Refusals = dict[tuple[str, int], tuple[Any, str, int]]
 """Calls that are not elided, by entry and the receiver's `id`: the receiver, why, and how often that was found."""
 ATTEMPTS = 2
 """Traces in which a call is looked at before it is refused for good: the first one may build its variables."""
+_INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, ValueError)
 _COMPUTED = (Kind.PURE, Kind.READ, Kind.WRITE, Kind.KNOWN)
 _TOLD = ("access", "stop", "restart")
 """What a call may tell the tapes."""
@@ -111,6 +112,10 @@ class CallNotes:
             )
         except Unfit as error:
             self._refusals[key] = args[0], str(error), attempts + 1
+        except _INTERNAL as error:
+            # A mistake of ours, which must not be the program's: the call has run, and is never elided.
+            why = f"it could not be looked at: {type(error).__name__}: {error}"
+            self._refusals[key] = args[0], why, ATTEMPTS
         else:
             self._refusals.pop(key, None)
         return result
