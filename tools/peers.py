@@ -25,9 +25,10 @@ HERE = Path(__file__).resolve().parents[1] / "tests" / "peers"
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Tests that an installed package carries: the files of these patterns below it."""
+    """Tests that an installed package carries: the files of these patterns below it, each body run so many times."""
 
     package: str
+    times: int
     patterns: tuple[str, ...]
 
     def files(self, pattern):
@@ -46,21 +47,23 @@ class Suite:
 
 SUITES = (
     # Not conformance, distribute and functional: they test saving, devices and tf.function, not ops.
-    Suite("sonnet", tuple(f"src/{folder}*_test.py" for folder in ("", "nets/", "nets/dnc/", "optimizers/"))),
+    Suite("sonnet", 14, tuple(f"src/{folder}*_test.py" for folder in ("", "nets/", "nets/dnc/", "optimizers/"))),
     # Not datasets and projects: they want data, and packages that do not go with Keras 3.
     Suite(
         "tensorflow_graphics",
+        8,  # jacobians at random places: seconds each, in eager as well
         tuple(f"{f}/**/*_test.py" for f in ("geometry", "image", "math", "nn", "rendering", "util")),
     ),
 )
 
 
-def run(file, mode, folder):
+def run(file, times, mode, folder):
     """The outcomes of one file's tests in a mode: ``{test: [outcome, detail, co-executed regions]}``."""
     result = folder / f"{file.stem}-{mode}.json"
     result.unlink(missing_ok=True)
     environment = os.environ | {
         "PEERS_MODE": mode,
+        "PEERS_TIMES": str(times),
         "PEERS_RESULT": str(result),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH")))),
         "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -102,7 +105,7 @@ def main():
     args = parser.parse_args()
     console = Console()
     try:
-        chosen = [file for suite in SUITES for file in suite.files(args.pattern)]
+        chosen = [(file, suite.times) for suite in SUITES for file in suite.files(args.pattern)]
         ledger = tomllib.loads((HERE / "ledger.toml").read_text())
         if not chosen:
             raise ValueError(f"no test file has {args.pattern!r} in its path")
@@ -113,8 +116,8 @@ def main():
     differ, known, ran = [], [], set()
     sums = [0] * (len(table.columns) - 1)
     with tempfile.TemporaryDirectory(prefix="terra-cx-peers-") as folder:
-        for file in track(chosen, "testing", console=Console(stderr=True)):
-            eager, co = (run(file, mode, Path(folder)) for mode in ("eager", "co"))
+        for file, times in track(chosen, "testing", console=Console(stderr=True)):
+            eager, co = (run(file, times, mode, Path(folder)) for mode in ("eager", "co"))
             names = eager.keys() | co.keys()
             ran |= names
             blank = ["missing", "", 0]

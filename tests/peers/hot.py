@@ -1,27 +1,29 @@
 """A pytest plugin that makes the body of each unittest method hot: it is run again and again, in eager or co-executed.
 
-`PEERS_MODE` is `eager` or `co`; `PEERS_RESULT` names the file that gets ``{test: [outcome, detail, co-executed]}``,
-where outcome is passed, failed or skipped and the last is the number of regions that were co-executed. Bodies that pass
-once and fail when they are repeated (they count calls, or create what must be new) do so in eager too, so it takes
-both modes to say anything.
+`PEERS_MODE` is `eager` or `co`; `PEERS_TIMES` how often a body is run; `PEERS_RESULT` names the file that gets
+``{test: [outcome, detail, co-executed]}``, where outcome is passed, failed or skipped and the last is the number of
+regions that were co-executed. Bodies that pass once and fail when they are repeated (they count calls, or create what
+must be new) do so in eager too, so it takes both modes to say anything.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 import terra_cx
 
-TIMES = 14
 _MODE = os.environ["PEERS_MODE"]
+_TIMES = int(os.environ["PEERS_TIMES"])
 _results: dict[str, list[Any]] = {}
 
 
@@ -34,11 +36,13 @@ def repeated(body: Callable[[], Any], count: Callable[[int], None]) -> Callable[
     """A method that runs ``body`` several times; ``count`` is told the number of co-executed regions."""
 
     def run() -> None:
+        random.seed(5)
+        np.random.seed(5)  # suites draw shapes and inputs from NumPy: the two modes must be given the same ones
         tf.random.set_seed(5)
         manager = terra_cx.co_execute(quiet=True) if _MODE == "co" else nullcontext()
         try:
             with manager as session:
-                for _ in range(TIMES):
+                for _ in range(_TIMES):
                     terra_cx.region()
                     body()
         finally:
@@ -59,6 +63,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
         item.obj = repeated(item.obj, count)
     return (yield)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A file that cannot be imported must not pass for one without tests."""
+    if report.failed:
+        reason = str(report.longrepr).strip().splitlines()[-1][:300]
+        _results[f"{Path(report.fspath).stem}::the whole file"] = ["failed", reason, 0]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
