@@ -18,6 +18,7 @@ from terra_cx.elide.entries import Entries
 from terra_cx.observe.importer import UserCode
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.run.anchor import ActiveAnchor, Stage
+from terra_cx.run.divergence import Diverge
 from terra_cx.run.elider import Elider
 from terra_cx.run.elisions import Elisions
 from terra_cx.run.fallback import prefix, rebuild, recover
@@ -25,7 +26,7 @@ from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.handover import Handover
 from terra_cx.run.live_skeleton import LiveSkeleton
 from terra_cx.run.pace import Manner
-from terra_cx.run.skeleton import Diverge, Skeleton
+from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
 from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.tf.boundary import Boundary
