@@ -11,11 +11,24 @@ import optree
 
 from terra_cx.elide.entries import Entry
 from terra_cx.elide.state import State, same
+from terra_cx.tf import native
 from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.slots import Spec
 
-__all__ = ["Argument", "LibraryCall", "Source", "flatten", "normal", "repeated"]
+__all__ = [
+    "Argument",
+    "LibraryCall",
+    "Source",
+    "flatten",
+    "is_conversion",
+    "is_telling",
+    "normal",
+    "repeated",
+]
+
+_LARGEST = 1 << 20
+"""Elements of an array that is passed to an elided call."""
 
 Source = tuple[Any, ...]
 """Where a tensor comes from: ("arg", number of the leaf), ("array", number of the leaf that it was made of, dtype),
@@ -42,6 +55,23 @@ def repeated(leaves: list[Any]) -> list[int]:
                 found.append(number)
             seen.add(id(leaf))
     return found
+
+
+def is_telling(array: np.ndarray[Any, Any]) -> bool:
+    """Whether no constant of a library's own can be taken for the array: it holds more than one value."""
+    plain = type(array) is np.ndarray and array.dtype.kind in "fiub" and 1 < array.size <= _LARGEST
+    return plain and bool((array != array.flat[0]).any())
+
+
+def is_conversion(value: Any, tensor: Any) -> bool:
+    """Whether a tensor is what TensorFlow makes of an array or a number."""
+    if tensor._shape_tuple() != np.shape(value):
+        return False
+    try:
+        other = native.as_tensor(value, native.dtype_of(tensor._datatype_enum()))
+    except (TypeError, ValueError):
+        return False
+    return native.host_value(other).tobytes() == native.host_value(tensor).tobytes()
 
 
 @dataclass(slots=True)

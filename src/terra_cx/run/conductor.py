@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from terra_cx.config import Options
 from terra_cx.elide.entries import Entries
+from terra_cx.elide.functions import Functions
 from terra_cx.observe.importer import UserCode
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.run.anchor import ActiveAnchor, Stage
@@ -22,6 +23,7 @@ from terra_cx.run.divergence import Diverge
 from terra_cx.run.elider import Elider
 from terra_cx.run.elisions import Elisions
 from terra_cx.run.fallback import prefix, rebuild, recover
+from terra_cx.run.function_elider import FunctionElider
 from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.handover import Handover
 from terra_cx.run.live_skeleton import LiveSkeleton
@@ -82,6 +84,7 @@ class Conductor:
         self.observer = observer
         self.user = user if user is not None else UserCode()
         self.entries = Entries()
+        self.functions = Functions()
         self.internal = internal
         self.runner = GraphRunner(_QUEUE, options.watchdog, self._stalled)
         self.runner.internal = internal
@@ -191,6 +194,7 @@ class Conductor:
             found.rebuild = lambda: rebuild(made)
             if anchor.elisions is not None:
                 found.elider = Elider(found, anchor.elisions)
+                found.functions = FunctionElider(found, anchor.elisions)
             self._skeletons[id(anchor)] = found
         return found
 
@@ -201,6 +205,7 @@ class Conductor:
         recorder.on_overrun = self._stop_recording
         if anchor.elisions is not None and self.skeleton is None:  # not the rest of a region that diverged
             self.entries.put(self.boundary)
+            self.functions.put(self.boundary)
             anchor.elisions.refresh()
             names, refusals = anchor.elisions.names, anchor.elisions.refusals
             recorder.calls = CallNotes(recorder, self.user, self.entries, names, refusals)
@@ -429,6 +434,7 @@ class Conductor:
     def close(self) -> None:
         """End the graph runner, and give the libraries their methods back."""
         self.entries.take_back()
+        self.functions.take_back()
         self.runner.close()
         self.switch.restore()
 

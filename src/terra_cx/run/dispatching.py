@@ -22,6 +22,8 @@ from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.divergence import Diverge
 from terra_cx.run.handover import Handover
 from terra_cx.run.region_log import RegionLog
+from terra_cx.tf import native
+from terra_cx.tf.native import REAL
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.tracegraph import Node, TraceGraph
@@ -32,6 +34,7 @@ _INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 """What a mistake of ours looks like; TensorFlow's own refusals have other types."""
 _OPEN = State.OPEN
 _getrefcount = sys.getrefcount
+_tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 
 _KEPT = 8
 """Logs of past regions that are kept for tapes nobody has asked yet; beyond that the tapes are made native."""
@@ -73,6 +76,8 @@ class Dispatching:
         """What the open run expects next."""
         self.busy = False
         """Whether the owner thread is validating, or in an op of its own: what arrives then is not the program's."""
+        self.scoped = native.only_device() is None
+        """Whether a device scope means anything, because there is a choice."""
         self.rebuild: Callable[[], None] = lambda: None
         """Makes the tapes of kept logs native (`run.fallback.rebuild`), which frees the logs."""
         self.kept: list[RegionLog] = []
@@ -85,6 +90,10 @@ class Dispatching:
     def _mine(self) -> bool:
         """Whether what arrives is the program's next: not another thread's, a finaliser's, a host callback's."""
         return get_ident() == self.owner and not self.busy
+
+    def placed(self) -> bool:
+        """Whether a device scope is open that means anything."""
+        return self.scoped and bool(native.context().device_name)
 
     def position(self) -> int:
         """The region's position of the next op."""
@@ -146,7 +155,8 @@ class Dispatching:
         Raises:
             BaseException: a kernel error of an earlier op; ops issued after it never ran, as in eager.
         """
-        self.handover.settle()
+        if self.handover.youngest is not None:
+            self._have_done(self.handover.youngest, "drain")
         error = self.handover.runner.take_error()
         if error is not None:
             run = self.run
@@ -221,8 +231,7 @@ class Dispatching:
                 self.graph.cut(self.here(), "try")
             self.dispatch()
         if self.risky.state <= State.SENT:
-            self.handover.flush()
-            self.handover.wait(self.risky, "try")
+            self._have_done(self.risky, "try")
         if self.handover.runner.failed is not None:
             self.drain()
 
@@ -263,8 +272,20 @@ class Dispatching:
             raise RuntimeError(
                 "terra-cx: a placeholder of a run that was given up was read; please report this"
             )
-        self.handover.flush()
-        self.handover.wait(run, "fetch")
+        self._have_done(run, "fetch")
+
+    def _have_done(self, run: BlockRun, where: str) -> None:
+        """Have a run executed that was handed over, and wait for it."""
+        handover = self.handover
+        if handover.held_are_quick() and native.executing_eagerly() and _tapes_empty() and not self.placed():
+            busy, self.busy = self.busy, True  # a finaliser's ops are none of the region's
+            try:
+                handover.execute_held()
+            finally:
+                self.busy = busy
+        else:
+            handover.flush()
+        handover.wait(run, where)
 
     def publish(self) -> None:
         """Have all ops that Python has issued executed, and wait for them; from any thread but the runner's."""

@@ -25,9 +25,9 @@ from terra_cx.elide.calls import LibraryCall, flatten, normal, repeated
 from terra_cx.elide.entries import Entry
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits, flat_checks
-from terra_cx.run.elisions import Elisions
+from terra_cx.run.elisions import Elisions, to_be_compared
 from terra_cx.tf import native
-from terra_cx.tf.native import REAL, pywrap_tfe
+from terra_cx.tf.native import REAL
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.placeholder import Placeholder, new_placeholder
 from terra_cx.tf.slots import Slot, Spec
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Elider"]
 
-_EVERY = 1024
 _ATTEMPTS = 3
 """Comparisons that may fail before a call was ever trusted: the state may still be settling."""
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, ValueError)
@@ -99,7 +98,7 @@ class Elider:
         before = skeleton.position()
         try:
             found = self._found(known, structure, leaves)
-            if found is not None and found.trusted and not _to_be_compared(found.runs):
+            if found is not None and found.trusted and not to_be_compared(found.runs):
                 answer = self._elided(found, leaves)
                 if answer is not None:
                     return answer[0]
@@ -138,7 +137,7 @@ class Elider:
             and call.taped == (not _tapes_empty(), bool(_tapes_stopped()))
             and all(known.admits(given) for known, given in zip(call.arguments, leaves, strict=True))
             and repeated(leaves) == call.repeated
-            and not (self._skeleton.scoped and native.context().device_name)
+            and not self._skeleton.placed()
         )
 
     def _holds(self, call: LibraryCall) -> bool:
@@ -349,13 +348,15 @@ class Elider:
         """Run the call, and see whether it does what would have been done for it."""
         skeleton, elisions = self._skeleton, self._elisions
         log, start, runs = skeleton.log, skeleton.position(), len(skeleton.log.runs)
+        functions, skeleton.functions = skeleton.functions, None  # all of it shall run
         self._comparing = True
         try:
             result = call.entry.own(*args, **kwargs)
         finally:
             self._comparing = False
+            skeleton.functions = functions
         call.runs += 1
-        if skeleton.log is not log or pywrap_tfe.TFE_Py_Execute != skeleton.execute:
+        if skeleton.log is not log or not skeleton.in_charge():
             return result  # the region diverged, and is being learned anew
         elisions.compared += 1
         try:
@@ -448,11 +449,6 @@ class Elider:
             if not right:
                 return False
         return True
-
-
-def _to_be_compared(runs: int) -> bool:
-    """At 1, 2, 4, ... and then at every so many."""
-    return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
 
 
 def _work(node: Node) -> Any:

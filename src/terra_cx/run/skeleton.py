@@ -83,17 +83,17 @@ class Skeleton(Taping):
         self.block_for = block_for
         self.sync_errors = sync_errors
         self.independent = Independence()
-        self.scoped = native.only_device() is None
-        """Whether a device scope means anything, because there is a choice."""
         self.elider: Any = None
         """Who elides library calls (`run.elider.Elider`), if anybody."""
+        self.functions: Any = None
+        """Who elides calls of TensorFlow's functions (`run.function_elider.FunctionElider`), if anybody."""
 
     # -- ops -------------------------------------------------------------------------------------------------
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
         if self.busy or get_ident() != self.owner:  # `_mine`, without the call
             return self.foreign(op, lambda a: _fast(ctx, op, name, *a), args)
-        if self.scoped and native.context().device_name:
+        if self.scoped and self.placed():
             return self.diverge(Reason.DEVICE_SCOPE, f"{op} is placed by a device scope").fast(
                 ctx, op, name, *resolve_all(args)
             )
@@ -153,7 +153,7 @@ class Skeleton(Taping):
             return self.foreign(
                 text, lambda a: _execute(handle, device, op, a[0], attrs, outputs), (list(inputs),)
             )
-        if self.scoped and native.context().device_name:
+        if self.scoped and self.placed():
             return self.diverge(Reason.DEVICE_SCOPE, f"{text} is placed by a device scope").execute(
                 handle, device, op, resolve_all(list(inputs)), attrs, outputs
             )
@@ -278,10 +278,7 @@ class Skeleton(Taping):
             answer = _unpack(step.pack, [new_placeholder(slot) for slot in made])
             del made
         if step.needed:
-            turn = self.log.turns.get(step.node, 0)
-            for out in step.needed:
-                if out >= 0:
-                    self.log.bound[step.node, out, turn] = slots[base + out]
+            self.keep_outputs(run, step)
         self.advance(run, step)
         return answer
 
@@ -330,6 +327,13 @@ class Skeleton(Taping):
         for index in wanted:
             if index < len(bound) and bound[index] is not None:
                 self.log.bound[step.node, -1 - index, turn] = bound[index]
+
+    def keep_outputs(self, run: BlockRun, step: Step) -> None:
+        """Remember outputs that a gradient in a later block refers to."""
+        turn = self.log.turns.get(step.node, 0)
+        for out in step.needed:
+            if out >= 0:
+                self.log.bound[step.node, out, turn] = run.slots[step.base + out]
 
     def advance(self, run: BlockRun, step: Step) -> None:
         """Commit: the op at ``step`` is validated. A block that is followed by host time is dispatched at its end.
@@ -401,6 +405,16 @@ class Skeleton(Taping):
         if self.elider is None or not self._mine():
             return entry.own(*args, **kwargs)
         return self.elider.call(entry, args, kwargs)
+
+    def function_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a function of TensorFlow's (`elide.functions`): elided if one like it is known here."""
+        if self.functions is None or self.busy or get_ident() != self.owner:
+            return function.own(*args, **kwargs)
+        return self.functions.call(function, args, kwargs)
+
+    def in_charge(self) -> bool:
+        """Whether ops still come here: the region has not diverged."""
+        return bool(native.pywrap_tfe.TFE_Py_Execute == self.execute)
 
     def natively(self, step: Step, args: tuple[Any, ...], name: Any) -> Any:
         """Run an owner's op as in eager."""

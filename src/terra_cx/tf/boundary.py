@@ -145,6 +145,9 @@ class Handler(Protocol):
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a library whose Python may be elided (`elide.entries`)."""
 
+    def function_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a function of TensorFlow's whose Python may be elided (`elide.functions`)."""
+
 
 def _holds_placeholder(value: Any) -> bool:
     if type(value) is Placeholder:
@@ -237,6 +240,10 @@ class Passive:
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As it is."""
         return entry.own(*args, **kwargs)
+
+    def function_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As it is."""
+        return function.own(*args, **kwargs)
 
     def query(self, name: str, *args: Any) -> Any:
         """Any other function that takes tensors."""

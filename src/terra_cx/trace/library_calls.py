@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from terra_cx.elide.calls import Argument, LibraryCall, Source, flatten, normal, repeated
+from terra_cx.elide.calls import (
+    Argument,
+    LibraryCall,
+    Source,
+    flatten,
+    is_conversion,
+    is_telling,
+    normal,
+    repeated,
+)
 from terra_cx.elide.entries import OPAQUE, Entries, Entry
 from terra_cx.elide.names import Names, is_library, used_names
 from terra_cx.elide.state import State, Unfit
@@ -35,8 +44,6 @@ _INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, 
 _COMPUTED = (Kind.PURE, Kind.READ, Kind.WRITE, Kind.KNOWN)
 _TOLD = ("access", "stop", "restart")
 """What a call may tell the tapes."""
-_LARGEST = 1 << 20
-"""Elements of an array that is passed to an elided call."""
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 _tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 
@@ -178,7 +185,7 @@ class _Noted:
             self._arrays
         ):
             raise Unfit("equal arrays are passed to it")
-        if any(not _is_telling(array) for array in self._arrays.values()):
+        if any(not is_telling(array) for array in self._arrays.values()):
             raise Unfit("an array is passed to it that may be taken for a constant")
         state = State([self._args[0], *objects], used, OPAQUE)
         data = names.add(watch.codes, watch.methods)
@@ -254,7 +261,7 @@ class _Noted:
         shape, dtype = tensor._shape_tuple(), tensor._datatype_enum()
         for number, array in self._arrays.items():
             if array.shape == shape:
-                if not _is_conversion(array, tensor, dtype):
+                if not is_conversion(array, tensor):
                     raise Unfit("it changes an array that is passed to it")
                 return ("array", number, dtype)
         return ("fixed", tensor)
@@ -283,21 +290,6 @@ def _argument(leaf: Any) -> Argument:
     if isinstance(leaf, np.ndarray):
         return Argument(Spec(native.as_tensor(leaf)._datatype_enum(), leaf.shape), leaf.dtype, leaf.tobytes())
     return Argument(None, leaf)
-
-
-def _is_conversion(array: np.ndarray[Any, Any], tensor: Any, dtype: int) -> bool:
-    """Whether a tensor is what TensorFlow makes of an array."""
-    try:
-        other = native.as_tensor(array, native.dtype_of(dtype))
-    except (TypeError, ValueError):
-        return False
-    return native.host_value(other).tobytes() == native.host_value(tensor).tobytes()
-
-
-def _is_telling(array: np.ndarray[Any, Any]) -> bool:
-    """Whether no constant of a library's own can be taken for the array: it holds more than one value."""
-    plain = type(array) is np.ndarray and array.dtype.kind in "fiub" and 1 < array.size <= _LARGEST
-    return plain and bool((array != array.flat[0]).any())
 
 
 def _numpys_state() -> bytes:
