@@ -31,6 +31,7 @@ from terra_cx.run.pace import Manner
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
 from terra_cx.run.uninterrupted import Uninterrupted
+from terra_cx.tf import native
 from terra_cx.tf.boundary import Boundary
 from terra_cx.tf.native import REAL
 from terra_cx.trace.library_calls import CallNotes
@@ -209,6 +210,10 @@ class Conductor:
             anchor.elisions.refresh()
             names, refusals = anchor.elisions.names, anchor.elisions.refusals
             recorder.calls = CallNotes(recorder, self.user, self.entries, names, refusals)
+        if native.told_of_ops():
+            recorder.refuse(
+                Reason.NATIVE_EFFECT, "somebody is told of every op (tf.debugging.enable_check_numerics)"
+            )
         with Uninterrupted():
             self.recorder = recorder
             self.observer.start(self._frame)

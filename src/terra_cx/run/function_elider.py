@@ -159,6 +159,8 @@ class FunctionElider:
             answer = self._elided(known, leaves)
             if answer is not None:
                 return answer[0]
+            if skeleton.step is not step:  # the run was handed over meanwhile
+                return function.own(*args, **kwargs)
         if compared is None and (place.failures >= _ATTEMPTS or len(place.known) >= _ALTERNATIVES):
             return function.own(*args, **kwargs)
         return self._run(function, place, compared, args, kwargs)
@@ -532,6 +534,8 @@ def _learned(
 
 def _result(item: Any, run: BlockRun, made: set[int], known: dict[int, Any]) -> Any:
     if type(item) is Placeholder and item._slot.run is run and item._slot.index in made:
+        if vars(item):
+            raise _Unfit  # a slice of a variable can be assigned to
         return item._slot.index
     if id(item) in known:
         return item

@@ -16,6 +16,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from sys import gettrace
 from threading import get_ident
 from typing import Any
 
@@ -401,14 +402,17 @@ class Skeleton(Taping):
             self.log.events.append(Event(position + op, what))
 
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of a library (`elide.entries`): elided if everything it depends on is as it was."""
-        if self.elider is None or not self._mine():
+        """A call of a library (`elide.entries`): elided if everything it depends on is as it was.
+
+        Not while the program traces itself (a debugger, coverage): it is to see all frames.
+        """
+        if self.elider is None or not self._mine() or gettrace() is not None:
             return entry.own(*args, **kwargs)
         return self.elider.call(entry, args, kwargs)
 
     def function_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of a function of TensorFlow's (`elide.functions`): elided if one like it is known here."""
-        if self.functions is None or self.busy or get_ident() != self.owner:
+        """A call of a function of TensorFlow's (`elide.functions`), as `library_call`."""
+        if self.functions is None or self.busy or get_ident() != self.owner or gettrace() is not None:
             return function.own(*args, **kwargs)
         return self.functions.call(function, args, kwargs)
 
