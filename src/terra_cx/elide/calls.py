@@ -132,8 +132,10 @@ class LibraryCall:
     line: str = "?"
     nodes: tuple[Any, ...] = ()
     """The TraceGraph's nodes of its ops, once the trace is merged."""
-    trusted: bool = False
+    agreed: bool = False
     """Whether a call of its kind has been compared with what the real one does."""
+    trusted: bool = False
+    """Whether one with other arrays has."""
     runs: int = 0
     """How often it was elided."""
     failures: int = 0
@@ -141,6 +143,13 @@ class LibraryCall:
     missed: int = 0
     """How often it could not be elided because something was not as noted."""
     plans: dict[Any, Any] = field(default_factory=dict)
+
+    def has_same_arrays(self, leaves: list[Any]) -> bool:
+        """Whether all arrays are those of the trace: then it makes no difference what was made of them."""
+        return all(
+            known.array is None or known.array == leaf.tobytes()
+            for known, leaf in zip(self.arguments, leaves, strict=True)
+        )
 
     def shows_arrays(self, leaves: list[Any]) -> bool:
         """Whether all arrays are others than in the trace, so that a constant could not be taken for one."""
