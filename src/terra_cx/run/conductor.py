@@ -204,7 +204,8 @@ class Conductor:
         recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live)
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
-        if anchor.elisions is not None and self.skeleton is None:  # not the rest of a region that diverged
+        # Not in the first trace, whose calls may still build what they need, nor in the rest of a region that diverged.
+        if anchor.elisions is not None and anchor.regions["traced"] and self.skeleton is None:
             self.entries.put(self.boundary)
             self.functions.put(self.boundary)
             anchor.elisions.refresh()
