@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz peers soak costs lint format types check check-all matrix bench clean
+.PHONY: help venv demo test fuzz peers soak costs overlap lint format types check check-all matrix bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ matrix: $(INSTALLED) ## the quick tests under every supported Python and TensorF
 costs: $(INSTALLED) ## what a validated op, a read, a write, a tape cost Python, beside eager
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev,costs]'
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
+
+overlap: $(INSTALLED) ## a step whose NumPy augmentation takes as long as its graph, in eager, tf.function and co-executed
+	$(BIN)/python benchmarks/overlap.py
 
 bench: $(INSTALLED) ## step times of the programs at small scale, in every mode
 	$(BIN)/terra-cx bench programs --steps 150 $(ARGS) -- --scale small
