@@ -24,10 +24,12 @@ help: ## list the targets
 	@echo "  Variables: ARGS='-k name' is passed on to the tool; TF=tf installs tensorflow instead of tensorflow-cpu;"
 	@echo "  PYTHON=python3.12 picks the interpreter of the environment; VENV=dir its place."
 
+# Legacy Keras asks for the package tensorflow, which would be put over tensorflow-cpu.
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 with the venv module found; set PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "tf-keras==$$($(BIN)/python tools/legacy_keras.py)"
 	@touch $@
 
 venv: $(INSTALLED) ## create the environment in .venv

@@ -32,7 +32,7 @@ _LARGEST = 1 << 20
 
 Source = tuple[Any, ...]
 """Where a tensor comes from: ("arg", number of the leaf), ("array", number of the leaf that it was made of, dtype),
-("in", op of the call, output), ("fixed", tensor or raw)."""
+("in", op of the call, output), ("fixed", tensor or raw); of a result also ("copy", what a write returned)."""
 
 
 def normal(args: tuple[Any, ...]) -> tuple[Any, ...]:

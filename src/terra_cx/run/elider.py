@@ -31,6 +31,7 @@ from terra_cx.tf.native import REAL
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.placeholder import Placeholder, new_placeholder
 from terra_cx.tf.slots import Slot, Spec
+from terra_cx.tf.variable_writes import is_written, written_again
 from terra_cx.trace.tracegraph import Node
 
 if TYPE_CHECKING:
@@ -340,6 +341,8 @@ class Elider:
                 answer.append(leaves[source[1]])
             elif source[0] == "fixed":
                 answer.append(source[1])
+            elif source[0] == "copy":
+                answer.append(written_again(source[1]))
             else:
                 thing = made[source[1], source[2]]
                 answer.append(new_placeholder(thing) if type(thing) is Slot else thing)
@@ -441,6 +444,8 @@ class Elider:
                 right = leaf is leaves[source[1]]
             elif source[0] == "fixed":
                 right = leaf is source[1] or (type(leaf) is type(source[1]) and _equal(leaf, source[1]))
+            elif source[0] == "copy":
+                right = is_written(leaf) and leaf.handle is source[1].handle
             elif type(leaf) is Placeholder:
                 slot = leaf._slot
                 run = slot.run

@@ -29,6 +29,7 @@ from terra_cx.tf import native
 from terra_cx.tf.native import REAL, EagerTensor
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec
+from terra_cx.tf.variable_writes import is_written
 from terra_cx.trace.records import Const, Ext, Known, Local, Resource
 
 if TYPE_CHECKING:
@@ -279,6 +280,8 @@ class _Noted:
             return ("arg", self._numbers[id(leaf)])
         if id(leaf) in self._reached or isinstance(leaf, (int, float, str, bool, type(None))):
             return ("fixed", leaf)
+        if is_written(leaf):
+            return ("copy", leaf)
         raise Unfit(f"it returns a new {type(leaf).__name__}")
 
 
