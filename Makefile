@@ -37,8 +37,8 @@ venv: $(INSTALLED) ## create the environment in .venv
 demo: $(INSTALLED) ## one program under terra-run and in plain eager: step times, and that the numbers are equal
 	$(BIN)/python tools/demo.py $(ARGS)
 
-test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## run the tests, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAMS=n; Ctrl-C at 500 places, or PLACES=n
 	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz $(UNHURRIED) $(ARGS)
