@@ -37,7 +37,9 @@ def repeated(body: Callable[[], Any], count: Callable[[int], None]) -> Callable[
 
     def run() -> None:
         random.seed(5)
-        np.random.seed(5)  # suites draw shapes and inputs from NumPy: the two modes must be given the same ones
+        np.random.seed(
+            5
+        )  # suites draw shapes and inputs from NumPy: the two modes must be given the same ones
         tf.random.set_seed(5)
         manager = terra_cx.co_execute(quiet=True) if _MODE == "co" else nullcontext()
         try:
