@@ -442,16 +442,7 @@ class Session:
                 regions[key] += anchor.regions[key]
             regions["total"] += sum(anchor.regions.values())
             record["anchors"].append(anchor.as_dict())
-            record["fallbacks"].extend(
-                {
-                    "reason": f.reason,
-                    "line": _short(f.line),
-                    "detail": f.detail,
-                    "count": f.count,
-                    "seconds": round(f.seconds, 6),
-                }
-                for f in anchor.fallbacks.values()
-            )
+            record["fallbacks"].extend(fallback.as_dict() for fallback in anchor.fallbacks.values())
         main = max(conductor.anchors.values(), key=lambda a: sum(a.regions.values()), default=None)
         if main is not None:
             eager, co = main.step_ms()
@@ -495,7 +486,3 @@ def _tensorflow_ready() -> bool:
 
 def _line(anchor: Anchor) -> str:
     return f"{anchor.filename}:{anchor.line}"
-
-
-def _short(line: str) -> str:
-    return os.path.basename(line)

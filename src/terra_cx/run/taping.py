@@ -16,6 +16,7 @@ from terra_cx.compile.blocks import Step
 from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits
+from terra_cx.run.differences import Difference, of_gradient
 from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.signature import signature_of, unknown_shapes
 from terra_cx.tf.boundary import Passive
@@ -67,7 +68,11 @@ class Taping(ABC):
         """Hand the open run over."""
 
     @abstractmethod
-    def diverge(self, reason: Reason, detail: str) -> Any:
+    def here(self) -> Node:
+        """The node of the last validated op."""
+
+    @abstractmethod
+    def diverge(self, reason: Reason, detail: str | Difference) -> Any:
         """Leave the TraceGraph; the handler that goes on."""
 
     def _mine(self) -> bool:
@@ -180,8 +185,11 @@ class Taping(ABC):
                 if not log.persistent(number):
                     log.consumed.add(number)
                 return answer
-        reason = Reason.NEW_GRADIENT if number >= 0 else Reason.TAPE_ACROSS_REGIONS
-        recorder = self.diverge(reason, "tape.gradient of a tape whose history is new")
+            signature = signature_of(self._signatures, log, number, _asked([*target, *given, *sources]))
+            difference = of_gradient(self.here(), self.step, attrs, signature)
+            recorder = self.diverge(Reason.NEW_GRADIENT, difference)
+        else:
+            recorder = self.diverge(Reason.TAPE_ACROSS_REGIONS, "the tape was opened in an earlier step")
         return recorder.tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
 
     def _validated(self, attrs: Any, flat: list[Any], tape: int) -> list[Any] | None:
