@@ -154,7 +154,7 @@ SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting("mode", _one_of(Mode), _MODES, "MODE"),
-        Setting("quiet", _flag, "no summary on stderr at the end"),
+        Setting("quiet", _flag, "no summary on stderr at the end, and no progress on a terminal"),
         Setting("report", _path, "write what the summary is made from to FILE, as JSON", "FILE"),
         Setting("run_ahead", _whole(1), "regions that Python may be ahead of the graph", "N"),
         Setting("pace", _one_of(PaceName), _PACES, "PACE"),

@@ -11,7 +11,8 @@ The order of things, which the rest of this module keeps:
 5. the body's exception, if any, leaves for python to deal with: `sys.excepthook`, exit status, SIGINT;
 6. threads are joined and atexit handlers run, ours last: the report file, then the summary.
 
-Nothing here writes on stdout once the program has been started.
+Nothing here writes on stdout once the program has been started. On a terminal, a long run is told on stderr how it goes
+(`report.progress`).
 """
 
 from __future__ import annotations
@@ -131,6 +132,15 @@ class Launch:
             self._failed("could not start", error)
         else:
             self._session = session
+            self._attempt("could not prepare to tell how the run goes on", self._follow)
+
+    def _follow(self) -> None:
+        """Have a line written now and then if somebody watches the run on a terminal."""
+        stderr = self._stderr
+        if self._session is not None and not self._options.quiet and stderr is not None and stderr.isatty():
+            from terra_cx.report.progress import Progress
+
+            self._session.on_region = Progress(self._session.report, stderr)
 
     def run(self, safe_path: bool) -> None:
         """Run the program; an exception that leaves its body, SystemExit included, leaves here too."""

@@ -96,7 +96,8 @@ SOURCE = another_source.__code__.co_firstlineno + 1
         (
             another_source,
             "source",
-            "Add: y is the result of Cos (...) where the result of Sin (...) is known",
+            f"AddV2: y is the result of Cos (test_differences.py:{SOURCE}) "
+            f"where the result of Sin (test_differences.py:{SOURCE}) is known",
         ),
         (another_dtype, "dtype", "Cast: DstT is float64 where float16 is known"),
         (another_shape, "shape", "MatMul: a has shape (7, 4) where (32, 4) is known"),
