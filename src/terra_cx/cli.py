@@ -1,7 +1,8 @@
 """`terra-cx`: the commands around a run.
 
 `terra-cx run` is terra-run, `terra-cx graph` shows what was traced, `terra-cx check` compares with plain eager,
-`terra-cx bench` times, `terra-cx doctor` says whether terra-cx works here.
+`terra-cx bench` times, `terra-cx explain` says what holds a program back, `terra-cx diff` what got slower, `terra-cx
+doctor` whether terra-cx works here.
 
 A command is a function that takes the words behind its name and returns an exit status, and an entry in
 `COMMANDS`. argparse sees the command's name only: the rest is the command's, which may hand most of it on
@@ -89,6 +90,13 @@ def bench(words: Sequence[str]) -> int:
     return command.main(words)
 
 
+def explain(words: Sequence[str]) -> int:
+    """`terra-cx explain`: a program's lines with what they cost, and what to change."""
+    from terra_cx.explain import command
+
+    return command.main(words)
+
+
 def doctor(words: Sequence[str]) -> int:
     """`terra-cx doctor`: what there is here, and whether terra-cx works with it."""
     from terra_cx.doctor import command
@@ -101,5 +109,6 @@ COMMANDS = {
     "graph": Command(graph, "run a program and print the graph of what it did"),
     "check": Command(check, "run programs eager and co-executed, and compare all they did"),
     "bench": Command(bench, "time programs in eager, tf.function, XLA, lazily and co-executed"),
+    "explain": Command(explain, "which line holds a program back, and what to change"),
     "doctor": Command(doctor, "versions, processors, threads, and a self-test: does terra-cx work here?"),
 }

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from terra_cx.report.quantities import duration
 from terra_cx.report.record import Record
 
 __all__ = ["FIRST", "Progress", "fits", "fresh_line"]
@@ -74,7 +75,7 @@ class Progress:
             words.append(f"{co_executed / steps:.0%} co-executed")
         if record["overlap"] is not None and co_executed:
             words.append(f"overlap {record['overlap']:.0%}")
-        return f"terra-cx: {_duration(now - self._start)}: {', '.join(words)}"
+        return f"terra-cx: {duration(now - self._start)}: {', '.join(words)}"
 
 
 def fits(stream: TextIO) -> bool:
@@ -115,12 +116,3 @@ def _write(stream: TextIO, text: str) -> None:
     if columns > 0:
         stream.write(f"{fresh_line(columns)}{text[:columns]}\n")
         stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, whole = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole:02} s"
