@@ -34,6 +34,7 @@ from terra_cx.report import files
 from terra_cx.report.record import Record, blank
 
 if TYPE_CHECKING:
+    from terra_cx.profile.output import Claim
     from terra_cx.session import Session
 
 
@@ -77,13 +78,32 @@ def start(
             program = load(target)
         except CompileError:
             hand_over(target, line.safe_path)
-        launch = Launch(program, target.command, options, report, after)
+        profile = None
+        if options.profile is not None and not options.disable:
+            profile = claim_profile(options)
+        launch = Launch(program, target.command, options, report, profile, after)
         launch.start_session()
     except UsageError as error:
         sys.stderr.write(f"{command}: {error}\n")
         return error.exit_code
     launch.run(line.safe_path)
     return 0
+
+
+def claim_profile(options: config.Options) -> Claim:
+    """The files of the profile that the options ask for.
+
+    Raises:
+        UsageError: they could not be written, or nothing would be co-executed.
+    """
+    from terra_cx.profile.output import claim
+
+    assert options.profile is not None
+    if options.mode == "eager":
+        raise UsageError(
+            "a profile shows co-execution, and mode eager has none; leave --mode or --profile out"
+        )
+    return claim(options.profile)
 
 
 class Launch:
@@ -95,6 +115,7 @@ class Launch:
         command: list[str],
         options: config.Options,
         report: Path | None,
+        profile: Claim | None = None,
         after: AfterBody | None = None,
     ) -> None:
         self._program = program
@@ -105,6 +126,8 @@ class Launch:
         self._session: Session | None = None
         self._internal_errors = 0
         self._report_text: str | None = None
+        self._profile = profile
+        self._profile_texts: dict[str, str] | None = None
         self._summary_text: str | None = None
         self._process = os.getpid()
         self._stderr = sys.stderr  # the program may put something else in its place
@@ -214,6 +237,10 @@ class Launch:
         record["internal_errors"] += self._internal_errors
         if self._report is not None:
             self._report_text = self._attempt("could not make its report", lambda: files.as_json(record))
+        if self._profile is not None and self._session is not None:
+            self._profile_texts = self._attempt(
+                "could not make its profile", lambda: self._made_profile(record)
+            )
         if not self._options.quiet and (self._session is not None or self._internal_errors):
             self._summary_text = self._attempt("could not make its summary", lambda: self._summary(record))
 
@@ -222,6 +249,12 @@ class Launch:
 
         return render(record, self._stderr)
 
+    def _made_profile(self, record: Record) -> dict[str, str]:
+        from terra_cx.profile.output import texts
+
+        assert self._session is not None
+        return texts(self._session, record)
+
     def _conclude(self) -> None:
         """Write the report and the summary; runs when everything of the program is over."""
         if os.getpid() != self._process:
@@ -229,6 +262,9 @@ class Launch:
         path, text = self._report, self._report_text
         if path is not None and text is not None:
             self._attempt(f"could not write {path}", lambda: files.write_text(path, text))
+        profile, texts = self._profile, self._profile_texts
+        if profile is not None and texts is not None:
+            self._attempt("could not write its profile", lambda: profile.write(texts))
         try:
             # python flushes stdout after the atexit handlers. Where both go to one file, the program's last
             # words should stand before ours.
