@@ -97,6 +97,13 @@ def explain(words: Sequence[str]) -> int:
     return command.main(words)
 
 
+def diff(words: Sequence[str]) -> int:
+    """`terra-cx diff`: two runs compared, what got slower and why."""
+    from terra_cx.diff import command
+
+    return command.main(words)
+
+
 def doctor(words: Sequence[str]) -> int:
     """`terra-cx doctor`: what there is here, and whether terra-cx works with it."""
     from terra_cx.doctor import command
@@ -110,5 +117,6 @@ COMMANDS = {
     "check": Command(check, "run programs eager and co-executed, and compare all they did"),
     "bench": Command(bench, "time programs in eager, tf.function, XLA, lazily and co-executed"),
     "explain": Command(explain, "which line holds a program back, and what to change"),
+    "diff": Command(diff, "compare two runs: what got slower, and why"),
     "doctor": Command(doctor, "versions, processors, threads, and a self-test: does terra-cx work here?"),
 }

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 
 from terra_cx.explain.remedies import of_fallback, of_loop
 from terra_cx.explain.source import Source, short
-from terra_cx.report.quantities import count, duration, milliseconds, share
+from terra_cx.report.quantities import count, duration, milliseconds, number, share
 from terra_cx.report.runs import Anchor, Fallback, Line, Run
 
 __all__ = ["EVERY", "Advice", "advise", "gain_text"]
 
 EVERY = 10
 """How seldom a value is proposed to be read, in steps."""
+_LONGEST = 60
+"""Characters of a line that are quoted."""
 _LEAST = 0.03
 """Part of a step below which a change is not worth being told."""
 
@@ -107,6 +109,8 @@ class _Step:
     graph: float
     steps: int
     graph_bound: bool
+    refused: bool
+    """Whether there are library calls that are not elided."""
 
     @staticmethod
     def of(anchor: Anchor) -> _Step | None:
@@ -118,7 +122,8 @@ class _Step:
         except KeyError:
             return None
         bound = metrics.get("bound_by")
-        return _Step(ms, python, graph, steps, bound is not None and bound["what"] == "graph")
+        graph_bound = bound is not None and bound["what"] == "graph"
+        return _Step(ms, python, graph, steps, graph_bound, any(call.refused for call in anchor.calls))
 
     def of_line(self, line: Line, source: Source) -> Iterator[Advice]:
         """What to change about one line."""
@@ -175,9 +180,9 @@ class _Step:
         if library:
             what = f"{_quoted(line)} takes {milliseconds(library)} {of_a_step} in TensorFlow's and Keras's Python"
             if line.ops:
-                what += f", for {line.ops:g} ops that are issued one by one"
-            remedy = (
-                "calls of Keras's own layers, losses and optimizers are elided; below is why others are not"
+                what += f", for {number(line.ops)} ops that are issued one by one"
+            remedy = "calls of Keras's own layers, losses and optimizers are elided" + (
+                "; below is why others are not" if self.refused else ", and fewer, larger ops cost less"
             )
             yield self._made("library", line, what, remedy, self._less_python(library))
 
@@ -201,4 +206,6 @@ def gain_text(advice: Advice, run: Run) -> str:
 def _quoted(line: Line, expression: str | None = None) -> str:
     """What stands at a line, and where that is."""
     text = expression or line.text
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 3] + "..."
     return f"`{text}` at {short(line.line)}" if text else f"line {short(line.line)}"

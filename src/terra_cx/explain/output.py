@@ -30,7 +30,7 @@ import terra_cx
 from terra_cx.explain.advice import Advice, gain_text
 from terra_cx.explain.annotate import Annotated, Page
 from terra_cx.explain.source import short
-from terra_cx.report.quantities import count, milliseconds, share
+from terra_cx.report.quantities import count, milliseconds, number, share
 from terra_cx.report.runs import Call, Run
 
 __all__ = ["record", "show"]
@@ -112,12 +112,16 @@ def _advice(console: Console, run: Run, advice: Sequence[Advice]) -> None:
     console.print(Text("what to change", "bold"))
     if not advice:
         console.print("  nothing that would gain much was found")
+    if not run.is_profile:
+        console.print(
+            "  (a report has no times of lines; `terra-cx explain SCRIPT` runs the script and measures them)"
+        )
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     table.add_column(justify="right", style="bold")
     table.add_column(overflow="fold")
-    for number, each in enumerate(advice[:_MOST_ADVICE], 1):
+    for place, each in enumerate(advice[:_MOST_ADVICE], 1):
         table.add_row(
-            f"{number}.", Text.assemble(f"{each.what}; {each.remedy} ", (f"({gain_text(each, run)})", "bold"))
+            f"{place}.", Text.assemble(f"{each.what}; {each.remedy} ", (f"({gain_text(each, run)})", "bold"))
         )
     console.print(Padding(table, (0, 0, 0, 2)))
     if len(advice) > _MOST_ADVICE:
@@ -154,8 +158,8 @@ def _page(console: Console, page: Page, step_ms: float | None) -> None:
 
 def _figures(line: Annotated, step_ms: float | None, wide: bool) -> list[Text]:
     numbers = (
-        (line.ops, f"{line.ops or 0:g}"),
-        (line.elided_ops, f"{line.elided_ops or 0:g}"),
+        (line.ops, number(line.ops or 0)),
+        (line.elided_ops, number(line.elided_ops or 0)),
         (line.python_ms, f"{line.python_ms or 0:.2f}"),
         (line.wait_ms, f"{line.wait_ms or 0:.2f}"),
     )
@@ -191,9 +195,9 @@ def _calls(console: Console, calls: Sequence[Call]) -> None:
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
-        for words, number in _grouped(chosen).items():
+        for words, times in _grouped(chosen).items():
             line, name, told = words
-            table.add_row(Text(line, "cyan"), name + (f" x{number}" if number > 1 else ""), told)
+            table.add_row(Text(line, "cyan"), name + (f" x{times}" if times > 1 else ""), told)
         console.print(Padding(table, (0, 0, 0, 2)))
 
 
@@ -202,7 +206,11 @@ def _grouped(calls: Sequence[Call]) -> dict[tuple[str, str, str], int]:
     found: dict[tuple[str, str, str], int] = {}
     for call in calls:
         told = call.refused or f"{count(call.ops, 'op')}, {count(call.elided, 'time')}"
-        key = (short(call.line), f"{call.of}.{call.call.rpartition('.')[2]}", told)
+        key = (
+            "" if call.line == "?" else short(call.line),
+            f"{call.of}.{call.call.rpartition('.')[2]}",
+            told,
+        )
         found[key] = found.get(key, 0) + 1
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "duration", "milliseconds", "share"]
+__all__ = ["count", "duration", "milliseconds", "number", "share"]
 
 
 def milliseconds(value: float) -> str:
@@ -29,6 +29,11 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """`1 step`, `2 steps`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def number(value: float) -> str:
+    """A number that need not be whole, in three digits if it is small: `0.254`, `16.5`, `1204`."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def share(value: float) -> str:

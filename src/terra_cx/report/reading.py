@@ -80,7 +80,7 @@ def _load(path: Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        if error.pos >= len(text.rstrip()) - 1:
+        if error.pos >= len(text.rstrip()) - 5 or error.msg.startswith("Unterminated string"):
             raise FileError(
                 f"{path} ends in the middle (line {error.lineno}): it was cut off; copy it or run terra-run again"
             ) from None
