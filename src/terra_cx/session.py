@@ -106,6 +106,8 @@ class Session:
         self.owner = threading.get_ident()
         self.internal_errors = 0
         self.conductor: Conductor | None = None
+        self.profiled = options.profile is not None
+        """Whether the run is to be watched; to be set before the program runs."""
         self.profiler: Profiler | None = None
         """What watches the run, if a profile was asked for and the program got as far as a loop."""
         self._ended = 0.0
@@ -252,7 +254,7 @@ class Session:
                 self.options, boundary, StatementObserver(self.user, self.table), self._internal, self.user
             )
             self.conductor.on_region = self.on_region
-            if self.options.profile is not None:
+            if self.profiled:
                 self._watch(self.conductor)
         self.conductor.boundary.install()
         self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
