@@ -88,6 +88,14 @@ def test_functions_of_earlier_cells_have_probes_while_the_cell_runs(run):
     assert run.names["Trainer"].fit.__code__ is code
 
 
+def test_lines_are_those_of_cells(run):
+    late = LOOP.replace("    losses", "    tf.sin(w) if number == 60 else None\n    losses")
+    shown = run("%%terra --pace overlapped\n" + STEP + late)
+    assert "fallback  In[1]:10  new-op, 1 time" in shown_as(shown, "text/plain")[0]
+    first = TerraMagics.last.record["fallbacks"][0]
+    assert (first["line"], first["detail"]) == ("In[1]:10", "Sin where ReadVariableOp (In[1]:3) is known")
+
+
 def test_a_cell_is_a_cell(run):
     shown = run("%%terra\nx = !echo hello\nprint('said', x[0])\nx[0] + '!'")
     assert shown.stdout.startswith("said hello\n")

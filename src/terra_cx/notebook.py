@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import html
-import io
+import os
 import shlex
 import sys
 import types
@@ -26,7 +26,7 @@ from terra_cx.errors import TerraError, UsageError
 from terra_cx.launch.commandline import parse
 from terra_cx.report import files
 from terra_cx.report.record import Record
-from terra_cx.report.summary import render
+from terra_cx.report.summary import facts
 from terra_cx.session import Session
 
 __all__ = ["Outcome", "TerraMagics"]
@@ -48,10 +48,13 @@ class Outcome:
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         """What IPython asks for; a front end takes the richest that it can show."""
-        text = render(self.record, io.StringIO()).rstrip("\n")
+        # Without colours: front ends that show text only would show their codes.
+        text = "\n".join(f"{label:<10}{words}" for label, _, words in facts(self.record))
         bundle = {"text/plain": text}
         if self.picture is not None:
-            bundle["text/html"] = f"<pre>{html.escape(text)}</pre>{self.picture}"
+            bundle["text/html"] = (
+                f'<pre style="white-space: pre-wrap">{html.escape(text)}</pre>{self.picture}'
+            )
         return bundle
 
 
@@ -97,6 +100,7 @@ class TerraMagics(Magics):
         try:
             record = session.report()
             record["command"] = [_NAME]
+            _name_cells(record, self.shell)
             outcome = TerraMagics.last = Outcome(record, _picture(session))
             if not options.quiet:
                 display(outcome)
@@ -189,6 +193,20 @@ def _plant(session: Session, names: dict[str, Any], body: types.CodeType) -> Non
     session.inplace.plant_around(types.FunctionType(body, names))
     for function in defined:
         session.user.add_code(function.__code__)
+
+
+def _name_cells(record: Record, shell: Any) -> None:
+    """Call cells `In[3]`, as IPython does in tracebacks, instead of the files that stand for them."""
+    label = getattr(shell.compile, "format_code_name", lambda name: None)
+    files = {thing["line"].rpartition(":")[0] for thing in record["anchors"]}
+    files |= {thing["at"].rpartition(":")[0] for thing in record["fallbacks"]}
+    cells = {os.path.basename(file): named[1] for file in files if (named := label(file)) is not None}
+    for thing in (*record["anchors"], *record["fallbacks"]):
+        for key in thing.keys() & {"line", "detail", "given_up"}:
+            for file, cell in cells.items():
+                if thing[key] and file in thing[key]:
+                    path = thing[key].rpartition(file)[0] if key == "line" else ""
+                    thing[key] = thing[key].removeprefix(path).replace(file, cell)
 
 
 def _picture(session: Session) -> str | None:
