@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -41,6 +42,7 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
         self._session: Session | None = None
         self._probed = False
         self._profile: Claim | None = None
+        self._process = 0
 
     def __enter__(self) -> Session:
         from terra_cx import config
@@ -49,13 +51,14 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
         options = config.load(self._settings)
         if not self._probed:
             options = dataclasses.replace(options, sync_errors=True)
+        if options.profile is not None and not options.disable:
+            from terra_cx.profile.output import claim
+
+            self._profile = claim(options.profile, options.mode)
+            self._process = os.getpid()
         session = Session(options)
         if options.disable or options.mode == "eager":
             return session
-        if options.profile is not None:
-            from terra_cx.profile.output import claim
-
-            self._profile = claim(options.profile)
         session.start()
         self._session = session
         return session
@@ -68,7 +71,7 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
             session.finish()
         finally:
             session.close()
-            if self._profile is not None:
+            if self._profile is not None and os.getpid() == self._process:  # not in a forked child
                 self._write_profile(session, self._profile)
 
     @staticmethod

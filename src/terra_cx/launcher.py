@@ -80,7 +80,9 @@ def start(
             hand_over(target, line.safe_path)
         profile = None
         if options.profile is not None and not options.disable:
-            profile = claim_profile(options)
+            from terra_cx.profile.output import claim
+
+            profile = claim(options.profile, options.mode)
         launch = Launch(program, target.command, options, report, profile, after)
         launch.start_session()
     except UsageError as error:
@@ -88,22 +90,6 @@ def start(
         return error.exit_code
     launch.run(line.safe_path)
     return 0
-
-
-def claim_profile(options: config.Options) -> Claim:
-    """The files of the profile that the options ask for.
-
-    Raises:
-        UsageError: they could not be written, or nothing would be co-executed.
-    """
-    from terra_cx.profile.output import claim
-
-    assert options.profile is not None
-    if options.mode == "eager":
-        raise UsageError(
-            "a profile shows co-execution, and mode eager has none; leave --mode or --profile out"
-        )
-    return claim(options.profile)
 
 
 class Launch:

@@ -125,7 +125,7 @@ class _Claims:
             if options.profile is not None:
                 from terra_cx.profile.output import claim
 
-                self._profile = claim(options.profile)
+                self._profile = claim(options.profile, options.mode)
         except UsageError as error:
             raise IPythonUsageError(f"{_NAME}: {error}") from None
 

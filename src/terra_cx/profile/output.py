@@ -36,12 +36,20 @@ class Claim:
             files.write_text(self.places[name], text)
 
 
-def claim(directory: Path) -> Claim:
+def claim(directory: Path, mode: str) -> Claim:
     """Find out, before the program starts, whether a profile can be written; makes the directory.
 
+    Args:
+        directory: for the files.
+        mode: of the run.
+
     Raises:
-        UsageError: it cannot; the message says what to do.
+        UsageError: it cannot, or there would be nothing in it; the message says what to do.
     """
+    if mode == "eager":
+        raise UsageError(
+            "a profile shows co-execution, which mode eager has none of; leave one of the two out"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

@@ -24,26 +24,41 @@ from terra_cx.profile.taps import Taps
 from terra_cx.profile.window import MOST_EVENTS, WindowRecorder, clock, wait_of
 from terra_cx.run.anchor import ActiveAnchor, Stage
 from terra_cx.run.block_run import BlockRun, State
+from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.tf.xspace import DeviceSession, tracks
 
 if TYPE_CHECKING:
     from terra_cx.run.conductor import Conductor
     from terra_cx.tf.slots import Slot
 
-__all__ = ["AnchorProfile", "Profiler", "WaitCount"]
+__all__ = ["AnchorProfile", "Plan", "Profiler", "WaitCount"]
 
-_FIRST, _TIMES = 8, 8
-"""Co-executed regions of an anchor before its first window, and the factor from one window's place to the next."""
-_STEPS, _SECONDS = 32, 0.3
-"""A window ends when it has so many regions and is so long."""
-_MOST_SECONDS, _MOST_STEPS = 5.0, 1000
-"""Or so long, or so many regions."""
 _KEPT = 2
 _MOST_ANCHORS = 16
+_ENOUGH = 8
+"""Steps of a window that may be taken for all."""
 _PATIENCE = 64
 """Regions that the graph runner may take to come to a window's end."""
 _CONTIGUOUS = 1_000_000
 """Nanoseconds between two regions, in which we have done what is between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """When windows begin and end, and what they see."""
+
+    first: int = 8
+    """Co-executed regions of an anchor before its first window."""
+    times: int = 16
+    """The factor from one window's place to the next."""
+    steps: int = 32
+    seconds: float = 0.2
+    """A window ends when it has so many regions and is so long."""
+    most_steps: int = 1000
+    most_seconds: float = 5.0
+    """Or when it has so many, or is so long."""
+    devices: bool = True
+    """Whether TensorFlow's profiler is asked what devices do."""
 
 
 @dataclass(slots=True)
@@ -76,12 +91,13 @@ class AnchorProfile:
     )
     """By line, reason, and for fetches the op whose value was read and its line."""
     windows: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT))
-    next_at: int = _FIRST
+    next_at: int = 0
+    """Co-executed regions after which the next window begins."""
 
     def window(self) -> Window | None:
         """The window that metrics are taken of: the last with enough steps, else the one with most."""
         kept = [each.window for each in self.windows if each.window.steps()]
-        enough = [window for window in kept if len(window.steps()) >= _FIRST]
+        enough = [window for window in kept if len(window.steps()) >= _ENOUGH]
         return enough[-1] if enough else max(kept, key=lambda window: len(window.steps()), default=None)
 
 
@@ -90,9 +106,11 @@ class Profiler:
 
     Args:
         user: tells the program's code.
+        plan: of its windows.
     """
 
-    def __init__(self, user: UserCode) -> None:
+    def __init__(self, user: UserCode, plan: Plan | None = None) -> None:
+        self.plan = plan if plan is not None else Plan()
         self.anchors: dict[int, AnchorProfile] = {}
         self.problems: list[str] = []
         self.conductor: Conductor | None = None
@@ -181,7 +199,7 @@ class Profiler:
         start = clock()
         profile = self.anchors.get(anchor.id)
         if profile is None:
-            profile = self.anchors[anchor.id] = AnchorProfile(anchor)
+            profile = self.anchors[anchor.id] = AnchorProfile(anchor, next_at=self.plan.first)
         if self._turn_over(profile) or start - self._last_end > _CONTIGUOUS:
             self._last_end = clock()
         start = self._last_end
@@ -197,15 +215,12 @@ class Profiler:
                 self._keep()
                 changed = True
         if self._open is not None:
+            plan = self.plan
             seconds = (clock() - self._window_from) / 1e9
             steps = len(self._open.window.regions)
             full = self._open.events >= MOST_EVENTS
-            if (
-                full
-                or (steps >= _STEPS and seconds >= _SECONDS)
-                or seconds >= _MOST_SECONDS
-                or steps >= _MOST_STEPS
-            ):
+            long = seconds >= plan.most_seconds or steps >= plan.most_steps
+            if full or long or (steps >= plan.steps and seconds >= plan.seconds):
                 self._open.window.truncated = full
                 self._close()
                 changed = True
@@ -220,28 +235,33 @@ class Profiler:
         done = anchor.regions[CO_EXECUTED]
         if anchor.stage is not Stage.CO or done < profile.next_at or len(self.anchors) > _MOST_ANCHORS:
             return False
-        return profile.next_at == _FIRST or not (conductor.measures and anchor.pace.measuring)
+        return profile.next_at == self.plan.first or not (conductor.measures and anchor.pace.measuring)
 
     def _begin_window(self, profile: AnchorProfile) -> None:
         conductor = self.conductor
         assert conductor is not None
         done = profile.anchor.regions[CO_EXECUTED]
+        devices = DeviceSession() if self.plan.devices else None
+        opened = WindowRecorder(conductor, profile.anchor.line, done, self._places, devices)
         while profile.next_at <= done:
-            profile.next_at *= _TIMES
-        opened = WindowRecorder(conductor, profile.anchor.line, done, self._places, DeviceSession())
-        opened.open()
-        self._open, self._window_anchor, self._window_from = opened, profile, clock()
+            profile.next_at *= self.plan.times
+        with Uninterrupted():
+            self._open, self._window_anchor = opened, profile
+            opened.open()
+        self._window_from = clock()
 
     def _close(self) -> None:
         assert self._open is not None
-        self._open.close()
-        self._open, self._closing, self._since = None, self._open, 0
+        with Uninterrupted():
+            self._open.close()
+            self._open, self._closing, self._since = None, self._open, 0
 
     def _keep(self) -> None:
         done, self._closing = self._closing, None
         assert done is not None
         assert self._window_anchor is not None
-        window = done.finish()
+        with Uninterrupted():
+            window = done.finish()
         self._window_anchor.windows.append(_Kept(window, done.trace, done.marks, done.problem))
 
     def _begun(self, anchor: ActiveAnchor) -> None:
@@ -255,8 +275,9 @@ class Profiler:
         if id(skeleton) not in self._followed:
             self._followed.add(id(skeleton))
             self._taps.put(skeleton, "fetch", self._around_fetch)
-        if self._open is not None and self._window_anchor is self._of:
-            self._open.follow(skeleton)
+        if self._open is not None and self._window_anchor is self._of and not self._open.follows(skeleton):
+            with Uninterrupted():
+                self._open.follow(skeleton)
 
     def _over(self, kind: str) -> None:
         conductor, region, profile = self.conductor, self._region, self._of

@@ -119,9 +119,17 @@ class Sampler:
         """End; what was seen."""
         if self._over.locked():
             self._over.release()
+        if self._thread.ident is not None:
+            self._thread.join()
         return self.samples
 
     def _main(self) -> None:
+        try:
+            self._sample()
+        except Exception:  # noqa: BLE001, S110  # what was seen so far is what there is
+            pass
+
+    def _sample(self) -> None:
         while not self._over.acquire(timeout=_PERIOD) and len(self.samples) < self._most:
             frame = sys._current_frames().get(self._watched)
             if frame is None:

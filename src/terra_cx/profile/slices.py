@@ -47,7 +47,9 @@ def owner_slices(window: Window) -> list[Slice]:
         [*window.ops, *window.waits], key=lambda thing: (thing.start, -thing.end)
     )
     starts = [thing.start for thing in things]
-    samples = [sample for sample in window.samples if sample.part in _SAMPLED]
+    samples = sorted(
+        (sample for sample in window.samples if sample.part in _SAMPLED), key=lambda sample: sample.time
+    )
     times = [sample.time for sample in samples]
     for region in window.regions:
         inside = things[bisect_left(starts, region.start) : bisect_left(starts, region.end)]

@@ -109,21 +109,22 @@ class WindowRecorder:
         self._owner_taps.put(self._conductor.handover, "issue", self._around_issue)
         self._sampler.start()
 
+    def follows(self, skeleton: Skeleton) -> bool:
+        """Whether its ops are noted."""
+        return id(skeleton) in self._tapped
+
     def follow(self, skeleton: Skeleton) -> None:
-        """This skeleton is in charge of the region that has just begun."""
-        if id(skeleton) not in self._tapped:
-            self._tapped.add(id(skeleton))
-            taps = self._owner_taps
-            for name in ("fast", "execute"):
-                taps.put(skeleton, name, lambda real: self._around_op(skeleton, real))
-            if not isinstance(
-                skeleton, LiveSkeleton
-            ):  # there its Python runs, and its ops come here by themselves
-                taps.put(skeleton, "tape_gradient", lambda real: self._around_op(skeleton, real))
-            if skeleton.elider is not None:
-                taps.put(skeleton.elider, "call", lambda real: self._around_call(skeleton, real))
-                taps.put(skeleton.elider, "_elided", self._around_elided)
-            self._conductor.boundary.use(skeleton)
+        """Note the ops of this skeleton, which is in charge of the region that has just begun."""
+        self._tapped.add(id(skeleton))
+        taps = self._owner_taps
+        for name in ("fast", "execute"):
+            taps.put(skeleton, name, lambda real: self._around_op(skeleton, real))
+        if not isinstance(skeleton, LiveSkeleton):  # there its Python runs, and its ops come by themselves
+            taps.put(skeleton, "tape_gradient", lambda real: self._around_op(skeleton, real))
+        if skeleton.elider is not None:
+            taps.put(skeleton.elider, "call", lambda real: self._around_call(skeleton, real))
+            taps.put(skeleton.elider, "_elided", self._around_elided)
+        self._conductor.boundary.use(skeleton)
 
     def close(self) -> None:
         """End it for the owner thread, between two regions; the graph runner may still be at work on it."""
@@ -170,18 +171,16 @@ class WindowRecorder:
 
     # -- owner thread --------------------------------------------------------------------------------------------
     def _around_op(self, skeleton: Skeleton, real: Callable[..., Any]) -> Callable[..., Any]:
-        note, owner = self._ops.append, self._owner
+        note, owner, ident = self._ops.append, self._owner, threading.get_ident
 
         def tapped(*args: Any) -> Any:
-            if threading.get_ident() != owner:
-                return real(*args)
             start = clock()
             try:
                 return real(*args)
             finally:
-                log = skeleton.log
-                run = log.runs[-1] if log.runs else None
-                if run is not None and run.pos:
+                runs = skeleton.log.runs
+                if runs and ident() == owner:
+                    run = runs[-1]
                     note((start, clock(), run.block, run.pos, run.start, run.region))
 
         return tapped
@@ -275,6 +274,8 @@ class WindowRecorder:
             for start, end, name, line, position, region in self._elided
         ]
         for start, end, block, pos, first, region in self._ops:
+            if not pos:
+                continue  # it raised in Python's hands, or diverged
             node = block.steps[pos - 1].node
             position = first + (block.positions if pos == len(block.steps) else block.steps[pos].position)
             found.append(Op(start, end, node.call.op, node.line, region=region, position=position))
