@@ -45,6 +45,10 @@ def another_shape(late, w, x):
     return tf.reduce_sum(tf.constant(np.ones([7 if late else 32, 4], "float32")) @ w)
 
 
+def another_shape_of_an_array(late, w, x):
+    return tf.reduce_sum(tf.matmul(np.ones([7 if late else 32, 4], "float32"), w))
+
+
 def another_attribute(late, w, x):
     return tf.reduce_sum(w @ x, axis=0, keepdims=late)
 
@@ -85,6 +89,7 @@ def other_sources(late, w, x):
 
 
 BRANCH = another_branch.__code__.co_firstlineno + 3
+HISTORY = another_history.__code__.co_firstlineno + 4
 SOURCE = another_source.__code__.co_firstlineno + 1
 
 
@@ -101,6 +106,7 @@ SOURCE = another_source.__code__.co_firstlineno + 1
         ),
         (another_dtype, "dtype", "Cast: DstT is float64 where float16 is known"),
         (another_shape, "shape", "MatMul: a has shape (7, 4) where (32, 4) is known"),
+        (another_shape_of_an_array, "shape", "MatMul: a has shape (7, 4) where (32, 4) is known"),
         (another_attribute, "attribute", "Sum: keep_dims is True where False is known"),
         (another_value, "value", "Sum: reduction_indices is 1 where 0 is known"),
         (another_type, "type", "Sum: reduction_indices is [0, 1] where 0 is known"),
@@ -114,7 +120,8 @@ SOURCE = another_source.__code__.co_firstlineno + 1
         (
             another_history,
             "history",
-            "tape.gradient: a tape that is made, told to watch, left where one that is made, left is known",
+            "tape.gradient: what the tape was told next is a watch before ReadVariableOp "
+            f"(test_differences.py:{HISTORY}) where being left after the last op is known",
         ),
         (other_sources, "attribute", "tape.gradient: sources is 2 where 1 is known"),
     ],

@@ -16,6 +16,7 @@ _BY_DIFFERENCE: Mapping[str, str] = {
     "dtype": "keep to one dtype",
     "type": "pass a tensor, or always the same type",
     "variable": "make variables before the loop, and use the same ones in each step",
+    "unkept": "nothing is needed: the values are kept from the next step of this kind on",
     "history": "open the tape for less, so that it sees fewer combinations",
 }
 

@@ -33,11 +33,13 @@ __all__ = ["Difference", "of_gradient", "of_op", "of_shape"]
 _MOST = 80
 """Characters of a value."""
 _EVENTS = {
-    "new": "made",
-    "add": "entered",
-    "remove": "left",
-    "watch": "told to watch",
-    "stop": "paused",
+    "new": "another tape",
+    "add": "being entered",
+    "remove": "being left",
+    "watch": "a watch",
+    "stop": "a pause",
+    "restart": "the end of a pause",
+    "record": "a custom gradient",
 }
 _WAYS = 4
 """Known ways on that are named; there may be hundreds."""
@@ -50,11 +52,12 @@ class Difference:
     Attributes:
         what: its kind: `op` (another op at the same line), `branch` (an op of another line), `attribute`, `dtype`,
             `shape`, `value`, `type` (a number where a tensor was), `variable`, `source` (the result of another op),
-            `count` (of arguments), `path` (through TensorFlow's Python code), `history` (of a tape), or `other`.
+            `count` (of arguments), `path` (through TensorFlow's Python code), `history` (of a tape), `unkept` (all is
+            known, but the step had let go of what its gradient needs: the first of its kind), or `other`.
         op: the op that the program issued.
         where: which argument or attribute; empty where none is meant.
         new: what there was.
-        known: what is known there.
+        known: what is known there; empty if that is not the point.
         lines: the user's lines (`file:line`) of what is known, if they may be others.
     """
 
@@ -72,11 +75,12 @@ class Difference:
         return self
 
     def __str__(self) -> str:
+        known = f" where {self.known} is known" if self.known else ""
         if not self.where:
             subject = f"{self.op}: " if self.new != self.op else ""
-            return f"{subject}{self.new} where {self.known} is known"
+            return f"{subject}{self.new}{known}"
         verb = f"has {self.what}" if self.what == "shape" else "is"
-        return f"{self.op}: {self.where} {verb} {self.new} where {self.known} is known"
+        return f"{self.op}: {self.where} {verb} {self.new}{known}"
 
 
 def of_op(skeleton: Skeleton, op: str, form: str, args: tuple[Any, ...]) -> tuple[Reason, Difference]:
@@ -158,21 +162,29 @@ def _of_history(op: str, at: int, signature: tuple[Any, ...], known: Node) -> Di
         if new is old and new is not None:
             return Difference("history", op, "", f"{_at(new)} with other arguments", "one as traced")
         told = [_at(node) if node is not None else "nothing" for node in (new, old)]
-        return Difference(
-            "history",
-            op,
-            "next under the tape",
-            told[0],
-            told[1],
-            _lines([old] if old is not None else []),
+        lines = _lines([old]) if old is not None else ()
+        return Difference("history", op, "next under the tape", told[0], told[1], lines)
+    events = [each[2] for each in (signature, known.signature)]
+    if events[0] != events[1]:
+        first = next(
+            (n for n, (a, b) in enumerate(zip(*events, strict=False)) if a != b), min(map(len, events))
         )
-    new_events, known_events = (
-        ", ".join(_EVENTS.get(event[1], event[1]) for event in each[2])
-        for each in (signature, known.signature)
+        told = [_told(each[first] if first < len(each) else None, mine) for each in events]
+        return Difference("history", op, "what the tape was told next", told[0], told[1])
+    if signature != known.signature:
+        return Difference("history", op, "", "ops that take each other's results in another way", "one way")
+    return Difference(
+        "unkept", op, "", "values of the forward pass, which were not kept in this step, are needed", ""
     )
-    if new_events != known_events:
-        return Difference("history", op, "", f"a tape that is {new_events}", f"one that is {known_events}")
-    return Difference("history", op, "", "ops or watched tensors wired in another way", "one wiring")
+
+
+def _told(event: tuple[Any, ...] | None, ops: Sequence[tuple[Node, int]]) -> str:
+    """Something that a tape was told, and before which op."""
+    if event is None:
+        return "nothing"
+    position, what = event[:2]
+    place = f"before {_at(ops[position][0])}" if position < len(ops) else "after the last op"
+    return f"{_EVENTS.get(what, what)} {place}"
 
 
 def _common(one: tuple[Any, ...], other: Any) -> int:
@@ -244,7 +256,7 @@ def _of_argument(run: BlockRun, check: Check, arg: Any) -> tuple[str, str, str]:
     if code == LIST:
         return _of_list(run, check, arg)
     if code == PARAM and check[2]:
-        return _of_tensor(run, arg, check[3], check[4])
+        return _of_tensor(run, arg, check[3], check[4], check[5])
     if code in (LOCAL, PARAM):
         bound = run.slots[check[1]] if code == LOCAL else run.params[check[1]]
         return "source", _source(arg), _source(bound)
@@ -255,13 +267,13 @@ def _of_argument(run: BlockRun, check: Check, arg: Any) -> tuple[str, str, str]:
     if code == RESOURCE:
         return "variable", f"another {_variable(arg)}", f"one {_variable(check[1])}"
     if code == FEED:
-        return "type", f"a {type(arg).__name__}", f"a {check[3].__name__} ({_dtype(check[2])})"
+        return "type", _article(type(arg)), f"{_article(check[3])} ({_dtype(check[2])})"
     return "other", _value(arg), "another"
 
 
 def _of_list(run: BlockRun, check: Check, arg: Any) -> tuple[str, str, str]:
     if not isinstance(arg, (list, tuple)):
-        return "type", f"a {type(arg).__name__}", f"a list of {len(check[1])}"
+        return "type", _article(type(arg)), f"a list of {len(check[1])}"
     if len(arg) != len(check[1]):
         return "count", f"a list of {len(arg)}", f"one of {len(check[1])}"
     for inner, item in zip(check[1], arg, strict=True):
@@ -270,10 +282,15 @@ def _of_list(run: BlockRun, check: Check, arg: Any) -> tuple[str, str, str]:
     return "other", "a list", "another"
 
 
-def _of_tensor(run: BlockRun, arg: Any, dtype: int, shape: tuple[int, ...] | None) -> tuple[str, str, str]:
+def _of_tensor(
+    run: BlockRun, arg: Any, dtype: int, shape: tuple[int, ...] | None, raw: type | None
+) -> tuple[str, str, str]:
     kind = type(arg)
+    if isinstance(arg, np.ndarray) and raw is not None and arg.shape != shape:
+        return "shape", _shape(arg.shape), _shape(shape)
     if kind is not Placeholder and kind is not EagerTensor:
-        return "type", f"a {kind.__name__}", f"a tensor of {_dtype(dtype)} {_shape(shape)}"
+        known = f"{'a tensor' if raw is None else _article(raw)} of {_dtype(dtype)} {_shape(shape)}"
+        return "type", _article(kind), known
     if arg._datatype_enum() != dtype:
         return "dtype", _dtype(arg._datatype_enum()), _dtype(dtype)
     if kind is EagerTensor:
@@ -317,6 +334,10 @@ def _lines(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(node.line for node in nodes))[:_WAYS]
 
 
+def _article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'aeio' else 'a'} {kind.__name__}"
+
+
 def _dtype(enum: Any) -> str:
     try:
         return str(native.dtype_of(int(enum)).name)
@@ -344,7 +365,7 @@ def _source(thing: Any) -> str:
     """Where a tensor comes from."""
     slot = thing._slot if type(thing) is Placeholder else thing
     if type(slot) is not Slot:
-        return "a tensor from outside the step" if type(slot) is EagerTensor else f"a {type(slot).__name__}"
+        return "a tensor from outside the step" if type(slot) is EagerTensor else _article(type(slot))
     run = slot.run
     if isinstance(run, BlockRun) and slot.index < len(run.block.owners):
         return f"the result of {_at(run.block.owners[slot.index][0])}"
