@@ -8,6 +8,7 @@ import tensorflow as tf
 from truth import both_ways
 
 from terra_cx.reasons import Reason
+from terra_cx.run import differences
 from terra_cx.run.anchor import Fallback
 from terra_cx.run.differences import Difference, _tensor, _value
 
@@ -149,7 +150,24 @@ def test_kinds_are_bounded():
     assert [each["count"] for each in told["differences"]] == [2] * 8
 
 
+def test_missing_words_are_no_failure(monkeypatch):
+    monkeypatch.setattr(differences, "_of_op", lambda *_: 1 / 0)
+    report = both_ways(loop(another_branch))
+    (fallback,) = report["fallbacks"]
+    assert fallback["detail"] == "Sin: something new"
+
+
+class Shy:
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
 def test_values_are_bounded():
+    assert _value(Shy()) == "a Shy"
+    assert _value([1] * 100) == "a list of 100"
+    assert _value([tf.ones([2])]) == "a list of 1"
+    assert _value(tf.ones([2])) == "a tensor of float32"
+    assert _value([1, 2.5]) == "[1, 2.5]"
     assert _value("b" * 5000).endswith("bbb...")
     assert _value(np.ones([100, 100])) == "an array of float64 (100, 100)"
     assert len(_tensor(tf.ones([32]))) <= 80

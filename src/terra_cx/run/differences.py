@@ -92,6 +92,16 @@ def of_op(skeleton: Skeleton, op: str, form: str, args: tuple[Any, ...]) -> tupl
         form: "F" for the fast path, "E" for ``TFE_Py_Execute``.
         args: its arguments, as given to the boundary.
     """
+    try:
+        return _of_op(skeleton, op, form, args)
+    except Exception as error:
+        if error is skeleton.handover.runner.raised:
+            raise  # the program's own
+        # Words are missing, no more: the op diverges all the same.
+        return Reason.NEW_ARGUMENTS, Difference("other", op, "", "something new", "")
+
+
+def _of_op(skeleton: Skeleton, op: str, form: str, args: tuple[Any, ...]) -> tuple[Reason, Difference]:
     here, expected = skeleton.here(), skeleton.step
     nodes = [] if expected is None else [expected.node]
     nodes += [node for node in _hottest_first(here) if node not in nodes]
@@ -350,9 +360,18 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def _value(value: Any) -> str:
+    """A Python value. Tensors are told by their dtype: showing one would wait for it."""
+    kind = type(value)
+    if kind is Placeholder or kind is EagerTensor:
+        return f"a tensor of {_dtype(value._datatype_enum())}"
     if isinstance(value, np.ndarray) and value.size > 16:
-        return f"an array of {value.dtype} {_shape(value.shape)}"  # not its `repr`, which may take long
-    text = repr(value)
+        return f"an array of {value.dtype} {_shape(value.shape)}"
+    if isinstance(value, (list, tuple)) and (len(value) > 16 or not native.is_raw(value)):
+        return f"{_article(kind)} of {len(value)}"
+    try:
+        text = repr(value[:_MOST] if isinstance(value, (str, bytes)) else value)
+    except Exception:  # noqa: BLE001  # the program's own class
+        return _article(kind)
     return text if len(text) <= _MOST else text[: _MOST - 3] + "..."
 
 
@@ -373,6 +392,8 @@ def _source(thing: Any) -> str:
 
 
 def _variable(handle: Any) -> str:
+    if type(handle) is Placeholder:
+        handle = handle._slot.value  # not its data, which would be waited for
     data = getattr(handle, "_handle_data", None)
     if data is None or not data.shape_and_type:
         return "variable"
