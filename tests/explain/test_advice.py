@@ -76,6 +76,7 @@ def test_python_gains_no_more_than_itself_and_the_graphs_rest(host, metrics, gai
 def test_what_gains_nothing_is_not_told():
     assert advised([line(fetch=3.0)], metrics={"graph_busy_ms": 10.0}) == []
     assert advised([line(fetch=0.1)]) == []
+    assert advised([line(80, "for batch in data:", graph=3.0)]) == []  # the run-ahead limit
     assert (
         advised([line(graph=3.0)], metrics={"bound_by": {"what": "graph", "line": None, "share": 0.9}}) == []
     )

@@ -104,6 +104,8 @@ def _fallback(fallback: Fallback, anchor: Anchor) -> Advice | None:
 class _Step:
     """A co-executed step as it was measured: milliseconds, and how many there were."""
 
+    line: str
+    """Where it begins: Python waits there for the run-ahead limit, which is to be so."""
     ms: float
     python: float
     graph: float
@@ -123,7 +125,9 @@ class _Step:
             return None
         bound = metrics.get("bound_by")
         graph_bound = bound is not None and bound["what"] == "graph"
-        return _Step(ms, python, graph, steps, graph_bound, any(call.refused for call in anchor.calls))
+        return _Step(
+            anchor.line, ms, python, graph, steps, graph_bound, any(call.refused for call in anchor.calls)
+        )
 
     def of_line(self, line: Line, source: Source) -> Iterator[Advice]:
         """What to change about one line."""
@@ -161,8 +165,8 @@ class _Step:
 
     def _wait(self, line: Line) -> Advice | None:
         waited = line.parts.get("graph", 0.0)
-        if not waited or self.graph_bound:
-            return None  # the run-ahead limit: the graph is what takes the time
+        if not waited or self.graph_bound or line.line == self.line:
+            return None  # it is the graph that takes the time
         what = f"{_quoted(line)} waits {milliseconds(waited)} a step for all before it"
         remedy = "a `try`, a tf.print, a py_function or a save does so: move it out of the step"
         return self._made("wait", line, what, remedy, self._waiting(waited))
