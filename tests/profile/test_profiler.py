@@ -102,7 +102,9 @@ def test_the_parts_of_a_step_add_up_to_the_step(tmp_path, plan, settings):
     metrics, step = anchor["metrics"], anchor["metrics"]["step_ms"]
     assert sum(anchor["parts_ms"].values()) == pytest.approx(step)
     assert sum(sum(line["parts_ms"].values()) for line in anchor["lines"]) == pytest.approx(step)
-    assert metrics["python_busy_ms"] + metrics["fetch_wait_ms"] + metrics["graph_wait_ms"] == pytest.approx(step)
+    assert metrics["python_busy_ms"] + metrics["fetch_wait_ms"] + metrics["graph_wait_ms"] == pytest.approx(
+        step
+    )
     assert metrics["graph_busy_ms"] + metrics["feed_wait_ms"] + metrics["path_wait_ms"] <= step * (1 + 1e-9)
 
 

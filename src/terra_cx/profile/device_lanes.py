@@ -1,8 +1,8 @@
 """Device lanes: which events of TensorFlow's XSpace are work of a device, on our clock.
 
-GPU streams hold what ran on the GPU, kernels and copies. On the host, a kernel's event is named ``name:Op``; but kernels
-that TensorFlow holds for cheap have none, nor has any in the single-threaded executor, and what Eigen's threads do for a
-large kernel has no name. The threads of all pools tell when they begin and end a piece of work, though.
+GPU streams hold what ran on the GPU, kernels and copies. On the host, a kernel's event is named ``name:Op``; but
+kernels that TensorFlow holds for cheap have none, nor has any in the single-threaded executor, and what Eigen's threads
+do for a large kernel has no name. The threads of all pools tell when they begin and end a piece of work, though.
 """
 
 from __future__ import annotations
