@@ -96,6 +96,13 @@ def test_counters_are_there():
     assert of(events, name="run-ahead")
 
 
+def test_a_run_from_before_the_window_is_in_the_trace():
+    made = Made().step(10, 20).run(8, 12, idle_from=7)
+    events = check_trace(build([made.window], PROFILE))
+    assert [(e["ts"], e["dur"]) for e in of(events, cat="step")] == [(3000, 10_000)]
+    assert [(e["ts"], e["dur"]) for e in of(events, cat="path wait")] == [(0, 1000)]
+
+
 def test_a_run_of_which_nothing_is_known_makes_an_empty_trace():
     assert check_trace(build([], PROFILE))
 

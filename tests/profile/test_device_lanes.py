@@ -84,13 +84,18 @@ def test_python_against_gpu_as_computed_by_hand():
     assert found.host_wait_ms == pytest.approx(11, abs=1e-3)
 
 
-def test_threads_that_help_with_kernels_tell_when_they_work():
+def test_a_piece_of_work_without_named_kernels_counts_as_a_whole():
+    begin, end = "ThreadpoolListener::StartRegion", "ThreadpoolListener::StopRegion"
     space = xplane_pb2.XSpace()
     add(space, "/host:CPU", "python", (0, 0, MARK + "1"))
-    region = [(1, 1, "ThreadpoolListener::StartRegion"), (3, 3, "ThreadpoolListener::StopRegion")]
-    add(space, "/host:CPU", "tf_numa_-1_Eigen/12", *region, (4, 4, "ThreadpoolListener::StartRegion"))
-    (lane,) = device_lanes(tracks(space.SerializeToString()), {1: 0})
-    assert [(k.start, k.end) for k in lane.kernels] == [(ns(1), ns(3))]
+    add(space, "/host:CPU", "tf_numa_-1_Eigen/12", (1, 1, begin), (3, 3, end), (4, 4, begin))
+    named = [(1, 1, begin), (2, 3, "add:AddV2"), (5, 5, end)]
+    add(space, "/host:CPU", "tf_Compute/1", *named, (6, 6, begin), (7, 7, end))
+    lanes = device_lanes(tracks(space.SerializeToString()), {1: 0})
+    assert [[(k.start, k.end, k.name) for k in lane.kernels] for lane in lanes] == [
+        [(ns(1), ns(3), "part of a kernel")],
+        [(ns(2), ns(3), "add:AddV2"), (ns(6), ns(7), "ops")],
+    ]
 
 
 def test_without_its_marks_a_trace_cannot_be_placed():

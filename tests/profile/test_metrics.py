@@ -90,16 +90,30 @@ def test_a_graph_that_never_ran_has_no_overlap():
     assert measure(Made().step(0, 10).window).overlap is None
 
 
-def test_short_gaps_consist_of_what_the_samples_in_short_gaps_say():
-    made = Made().step(0, 100)
-    for index in range(100):  # 100 gaps of 0.9 ms between ops of 0.1 ms
-        made.op(index + 0.9, index + 1, 20)
-        if index % 4 == 0:  # a quarter of them are hit, 1 time by the program, 3 times by TensorFlow's Python
-            made.sample(index + 0.4, "user" if index % 16 == 0 else "library", 20)
+def test_gaps_consist_of_what_the_samples_between_the_same_lines_say():
+    made = Made().step(0, 200)
+    for index in range(100):  # gaps of 1 and of 0.8 ms, between ops at two lines
+        made.op(2 * index + 1, 2 * index + 1.1, 20).op(2 * index + 1.9, 2 * index + 2, 21)
+        if index % 4 == 0:  # a quarter of the long gaps, between lines 21 and 20, is hit
+            made.sample(2 * index + 0.5, "user" if index % 16 == 0 else "host", 12)
     parts = line_parts(owner_slices(made.window))
-    assert parts.part("terra") == close(ns(10))
-    assert parts.part("user") / (parts.part("user") + parts.part("library")) == close(7 / 25)
-    assert sum(parts.part(part) for part in PARTS) == close(ns(100))
+    assert parts.part("terra") == close(ns(20))
+    # 24 of 99 are sampled, 18 of these in host calls; one more sample, of the program's, is after the region's begin.
+    assert parts.lines[at(12)]["host"] == close(ns(18 + 75 * 18 / 24))
+    assert sum(parts.lines[at(12)].values()) == close(ns(100))
+    assert sum(parts.part(part) for part in PARTS) == close(ns(200))
+
+
+def test_gaps_without_samples_of_their_own_consist_of_what_short_gaps_do():
+    made = Made().step(0, 200)
+    for index in range(100):
+        made.op(2 * index + 0.9, 2 * index + 1, 20)
+        if index % 4 == 0:
+            made.sample(2 * index + 0.4, "user" if index % 16 == 0 else "library", 20)
+        made.op(2 * index + 1.9, 2 * index + 2, 21)
+    parts = line_parts(owner_slices(made.window)).lines[at(21)]
+    assert parts["user"] / (parts["user"] + parts["library"]) == close(7 / 25)
+    assert parts["user"] + parts["library"] == close(ns(90))
 
 
 def test_with_few_samples_a_gap_between_ops_of_one_line_is_the_librarys():

@@ -31,19 +31,19 @@ def test_a_gap_with_samples_is_divided_half_way_between_them():
     assert shown(window) == [(0, 3, "user", "11"), (3, 10, "host", "12")]
 
 
-def test_samples_in_our_own_code_do_not_divide_a_gap():
-    window = Made().step(0, 10).sample(2, "terra", 11).sample(4, "host", 12).window
+def test_samples_in_a_wait_do_not_divide_a_gap():
+    window = Made().step(0, 10).sample(2, "wait", 11).sample(4, "host", 12).window
     assert shown(window) == [(0, 10, "host", "12")]
 
 
 def test_a_gap_without_samples_is_the_next_ops():
     window = Made().step(0, 10).op(1, 2, 20).op(3, 4, 20).op(6, 7, 21).window
     slices = [s for s in owner_slices(window) if s.part == PYTHON]
-    assert [(s.line, s.inside) for s in slices] == [
-        (at(20), False),
-        (at(20), True),
-        (at(21), False),
-        (at(21), False),
+    assert [(s.line, s.gap) for s in slices] == [
+        (at(20), ("", at(20))),
+        (at(20), (at(20), at(20))),
+        (at(21), (at(20), at(21))),
+        (at(21), (at(21), "")),
     ]
 
 

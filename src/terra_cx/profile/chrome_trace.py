@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any
 
 from terra_cx.profile.events import FETCH, BlockRunSlice, Op, Window
-from terra_cx.profile.metrics import run_ahead
+from terra_cx.profile.metrics import guess, run_ahead
 from terra_cx.profile.slices import PYTHON, WAITS, Slice, owner_slices
 
 __all__ = ["Arrow", "Bar", "arrows", "build", "nested", "owner_bars", "runner_bars", "short"]
@@ -55,7 +55,7 @@ def build(windows: Sequence[Window], profile: Mapping[str, Any]) -> dict[str, An
         profile: the profile, for what is said about the whole.
     """
     events: list[Event] = list(_names(windows))
-    zero = min((region.start for window in windows for region in window.regions), default=0)
+    zero = min((moment for window in windows for moment in _beginnings(window)), default=0)
     numbers = count(1)
     lanes = _lane_numbers(windows)
     for window in windows:
@@ -83,6 +83,13 @@ def build(windows: Sequence[Window], profile: Mapping[str, Any]) -> dict[str, An
     }
 
 
+def _beginnings(window: Window) -> Iterator[int]:
+    """When the first things of a window begin; the graph runner may be at work on runs from before it."""
+    yield from (region.start for region in window.regions[:1])
+    for run in window.runs[:1]:
+        yield run.start if run.idle_from is None else run.idle_from
+
+
 def short(line: str) -> str:
     """``train.py:12`` of a line with an absolute file."""
     return os.path.basename(line)
@@ -98,7 +105,7 @@ def owner_bars(slices: Iterable[Slice]) -> Iterator[Bar]:
             name = one.name
         else:
             name = short(one.line)
-        what = one.part if one.part != PYTHON else "library" if one.inside else PYTHON
+        what = one.part if one.part != PYTHON else "library" if guess(one.gap) == "library" else PYTHON
         if last is not None and (last.end, last.name, last.what, last.line) == (
             one.start, name, what, one.line,
         ):  # fmt: skip

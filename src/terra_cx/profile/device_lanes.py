@@ -1,7 +1,8 @@
 """Device lanes: which events of TensorFlow's XSpace are work of a device, on our clock.
 
-GPU streams hold what ran on the GPU, kernels and copies. On the host, a kernel's event is named ``name:Op`` (or
-``:Op``), and Eigen's threads, which help with large kernels, tell when they begin and end a piece of work.
+GPU streams hold what ran on the GPU, kernels and copies. On the host, a kernel's event is named ``name:Op``; but
+kernels that TensorFlow holds for cheap have none, nor has any in the single-threaded executor, and what Eigen's threads
+do for a large kernel has no name. The threads of all pools tell when they begin and end a piece of work, though.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def device_lanes(tracks: Iterable[Track], marks: Mapping[int, int]) -> list[Devi
                 continue  # made of the streams' events: steps, modules, name scopes
             name, kind, events = f"GPU {gpu[1]} {track.name}", "gpu", track.events
         else:
-            name, kind, events = f"CPU thread {threads + 1}", "cpu", list(_of_thread(track))
+            name, kind, events = f"CPU thread {threads + 1}", "cpu", _of_thread(track)
             threads += bool(events)
         if events:
             lanes.append(
@@ -74,15 +75,20 @@ def _number(name: str) -> int:
     return int(text) if text.isdigit() else -1
 
 
-def _of_thread(track: Track) -> Iterable[Event]:
-    """The kernels that a thread ran. Eigen's helpers have no names for what they do: from begin to end of a piece."""
-    if "Eigen" not in track.name:
-        yield from (event for event in track.events if _KERNEL.fullmatch(event.name))
-        return
-    begin = None
+def _of_thread(track: Track) -> list[Event]:
+    """What a thread computed: kernels by name; pieces of work in which none is named, as a whole."""
+    name = "part of a kernel" if "Eigen" in track.name else "ops"
+    found: list[Event] = []
+    begin, named = None, 0
     for event in track.events:
-        if event.name == _BEGIN:
-            begin = event.start
+        if _KERNEL.fullmatch(event.name):
+            found.append(event)
+            named += 1
+        elif event.name == _BEGIN:
+            begin, named = event.start, 0
         elif event.name == _END and begin is not None:
-            yield Event(begin, event.start, "part of a kernel")
+            if not named:
+                found.append(Event(begin, event.start, name))
             begin = None
+    found.sort(key=lambda event: (event.start, -event.end))
+    return found

@@ -14,10 +14,20 @@ from terra_cx.profile.events import FETCH, Op, Span, Window
 from terra_cx.profile.intervals import intersection, length, subtract, union
 from terra_cx.profile.slices import GRAPH, PARTS, PYTHON, WAITS, Slice, owner_slices
 
-__all__ = ["BoundBy", "DeviceMetrics", "Level", "LineParts", "Metrics", "line_parts", "measure", "run_ahead"]
+__all__ = [
+    "BoundBy",
+    "DeviceMetrics",
+    "Level",
+    "LineParts",
+    "Metrics",
+    "guess",
+    "line_parts",
+    "measure",
+    "run_ahead",
+]
 
-_ENOUGH_SAMPLES = 20
-"""Samples in short gaps that say what these consist of; with fewer, the rule of `_guess` does."""
+_ENOUGH_HERE, _ENOUGH_ANYWHERE = 5, 20
+"""Samples in gaps between two lines, and in short gaps anywhere, that say what such gaps consist of."""
 _SHORT = 1_000_000
 """A gap of less than so many nanoseconds is short: more often than not, no sample falls into it."""
 
@@ -156,35 +166,39 @@ def _ops_by_line(ops: Iterable[Op], steps: int) -> dict[str, tuple[float, float]
 def line_parts(slices: Iterable[Slice]) -> LineParts:
     """What the owner thread's time went to, by line; the time of gaps without samples is divided by estimate.
 
-    Short gaps have no time for a sample of their own, but a sample falls into one of them as often as is their share
-    of the time. So those that did tell what all of them consist of.
+    A sample falls into a piece of the program as often as is its share of the time. So the samples in gaps between two
+    lines tell what all gaps between these lines consist of. With too few of them, those in short gaps anywhere tell the
+    parts, and the next op's line has them all.
     """
     found = LineParts()
-    votes: Counter[str] = Counter()
-    unsampled: defaultdict[tuple[str, bool], int] = defaultdict(int)
+    here: defaultdict[tuple[str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
+    anywhere: Counter[str] = Counter()
+    unsampled: Counter[tuple[str, tuple[str, str]]] = Counter()
     for one in slices:
         amount = one.end - one.start
         if one.part == PYTHON:
-            unsampled[one.line, one.inside] += amount
-        else:
-            found.add(one.line, one.part, amount)
-            if one.sampled and amount < _SHORT:
-                votes[one.part] += one.sampled
-    total = votes.total()
-    for (line, inside), amount in unsampled.items():
-        shares = (
-            {part: count / total for part, count in votes.items()}
-            if total >= _ENOUGH_SAMPLES
-            else {_guess(inside): 1.0}
-        )
-        for part, share in shares.items():
-            found.add(line, part, amount * share)
+            unsampled[one.line, one.gap] += amount
+            continue
+        found.add(one.line, one.part, amount)
+        if one.samples:
+            here[one.gap][one.line, one.part] += one.samples
+            if amount < _SHORT:
+                anywhere[one.part] += one.samples
+    for (line, gap), amount in unsampled.items():
+        votes = here[gap]
+        if votes.total() < _ENOUGH_HERE:
+            enough = anywhere.total() >= _ENOUGH_ANYWHERE
+            votes = Counter(
+                {(line, part): n for part, n in anywhere.items()} if enough else {(line, guess(gap)): 1}
+            )
+        for (where, part), count in votes.items():
+            found.add(where, part, amount * count / votes.total())
     return found
 
 
-def _guess(inside: bool) -> str:
+def guess(gap: tuple[str, str]) -> str:
     """What a gap is, if nothing else is known: between two ops of one line TensorFlow's Python, else the program's."""
-    return "library" if inside else "user"
+    return "library" if gap[0] and gap[0] == gap[1] else "user"
 
 
 def run_ahead(window: Window) -> list[tuple[int, int]]:

@@ -117,8 +117,8 @@ class Profiler:
         self._places = Places(user.owns)
         self._taps = Taps()
         self._owner = threading.get_ident()
-        self._slot: Slot | None = None
-        """What Python is reading."""
+        self._reading: tuple[Slot, int] | None = None
+        """What Python is reading, and since when."""
         self._followed: set[int] = set()
         self._open: WindowRecorder | None = None
         self._closing: WindowRecorder | None = None
@@ -297,11 +297,11 @@ class Profiler:
         def fetch(slot: Slot) -> None:
             if threading.get_ident() != self._owner:
                 return real(slot)
-            self._slot = slot
+            self._reading = slot, clock()
             try:
                 return real(slot)
             finally:
-                self._slot = None
+                self._reading = None
 
         return fetch
 
@@ -319,7 +319,11 @@ class Profiler:
 
     def _waited(self, start: int, run: BlockRun, where: str, frame: Any) -> None:
         end = clock()
-        slot = self._slot if where == FETCH else None
+        slot = None
+        if self._reading is not None and where == FETCH:
+            slot, start = (
+                self._reading
+            )  # handing over what is read, and losing the interpreter, is part of it
         wait = wait_of(start, end, run, where, self._places.line(frame), slot)
         if self._of is not None:
             count = self._of.waits[wait.line, wait.why, wait.op, wait.op_line]

@@ -3,6 +3,11 @@
 What Python does between two ops leaves no event. The sampler tells which line it is at, and whether the program, a
 library that it calls, or TensorFlow's Python is at work there. It needs the interpreter for some ten microseconds each
 time, and has to ask for it: at a period of 2 ms that is about one percent.
+
+Because it has to ask, it comes late where Python holds the interpreter, and then often finds what comes next. A native
+call that lets go of it (a sleep, a large NumPy operation, a read of a file) therefore gets some tenths of a millisecond
+of what is before and after it. (Taking the moment when a sample was due instead of that when it was taken makes it
+worse: on a busy machine the sampler itself comes late.)
 """
 
 from __future__ import annotations

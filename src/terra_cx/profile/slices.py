@@ -2,8 +2,8 @@
 
 Ops, elided calls and waits were noted with start and end; the innermost one that covers a moment has it. What is left
 are *gaps*, in which Python ran on its own. A gap in which samples fell is divided among them, each reaching half way to
-its neighbours. One without samples is PYTHON: the next op's line has it, and what part of the step it is has to be
-estimated (`metrics.parts`).
+its neighbours. One without samples is PYTHON, and what it was has to be estimated (`metrics.line_parts`): by the
+samples that fell into other gaps between the same two lines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ GRAPH = "graph"
 PARTS = ("user", "host", "library", "terra", "elided", FETCH, GRAPH)
 """The parts of a step, in the order in which they are shown; the last two are waits."""
 WAITS = (FETCH, GRAPH)
-_SAMPLED = ("user", "host", "library")
+_SAMPLED = ("user", "host", "library", "terra")
+"""Parts that gaps are divided into; what is noted has them without samples."""
 
 
 @dataclass(slots=True)
@@ -34,10 +35,10 @@ class Slice:
     part: str
     line: str
     name: str = ""
-    sampled: int = 0
-    """Samples that fell into its gap."""
-    inside: bool = False
-    """Whether it lies between two ops of one line."""
+    samples: int = 0
+    """How many it stands for."""
+    gap: tuple[str, str] = ("", "")
+    """For what Python did on its own: the lines of what is noted before and after, empty at the ends of a region."""
 
 
 def owner_slices(window: Window) -> list[Slice]:
@@ -62,10 +63,9 @@ def owner_slices(window: Window) -> list[Slice]:
             previous = leaves[before - 1].line if before else ""
             following = leaves[before].line if before < len(leaves) else ""
             here = samples[bisect_left(times, start) : bisect_left(times, end)]
+            gap = (previous, following)
             line = following or previous or window.anchor
-            found += _divided(start, end, here) or [
-                Slice(start, end, PYTHON, line, inside=bool(previous) and previous == following)
-            ]
+            found += _divided(start, end, here, gap) or [Slice(start, end, PYTHON, line, gap=gap)]
     found.sort(key=lambda one: one.start)
     return found
 
@@ -92,7 +92,7 @@ def _part(thing: Op | Wait) -> str:
     return "elided" if thing.elided else "terra"
 
 
-def _divided(start: int, end: int, samples: list[Sample]) -> list[Slice]:
+def _divided(start: int, end: int, samples: list[Sample], gap: tuple[str, str]) -> list[Slice]:
     slices: list[Slice] = []
     position = start
     for index, sample in enumerate(samples):
@@ -100,8 +100,8 @@ def _divided(start: int, end: int, samples: list[Sample]) -> list[Slice]:
         last = slices[-1] if slices else None
         if last is not None and (last.part, last.line) == (sample.part, sample.line):
             last.end = until
-            last.sampled += 1
+            last.samples += 1
         elif until > position:
-            slices.append(Slice(position, until, sample.part, sample.line, sampled=1))
+            slices.append(Slice(position, until, sample.part, sample.line, samples=1, gap=gap))
         position = max(position, until)
     return slices
