@@ -53,7 +53,9 @@ def pages(run: Run, source: Source) -> list[Page]:
 
     def at(line: str, text: str = "") -> Annotated:
         name, number = place(line)
-        return told[name].setdefault(number, Annotated(number, text or source.text(line) or ""))
+        return told[name if number else "?"].setdefault(
+            number, Annotated(number, text or source.text(line) or "")
+        )
 
     for anchor in run.anchors:
         _note(

@@ -55,7 +55,8 @@ def show(console: Console, run: Run, advice: Sequence[Advice], pages: Sequence[P
     _head(console, run)
     _parts(console, run)
     _advice(console, run, advice)
-    step = run.main.metrics["step_ms"] if run.main is not None and run.main.metrics is not None else None
+    measured = run.main.metrics if run.main is not None else None
+    step = measured.get("step_ms") if measured is not None else None
     for page in pages:
         _page(console, page, step)
     _calls(console, [call for anchor in run.anchors for call in anchor.calls])
