@@ -66,6 +66,7 @@ class Run:
         self.now, self.stream = 0.0, stream
         self.record = {**blank("co"), "overlap": 0.714}
         self.progress = Progress(self.report, stream, lambda: self.now)
+        self.progress("train.py:3")  # the first step
 
     def report(self):
         steps = round(100 * self.now)
@@ -92,6 +93,16 @@ def test_lines_come_at_doubling_distances(terminal):
         "terra-cx: 1 min 20 s: 100.0 steps/s, 90% co-executed, overla",
         "terra-cx: 2 min 40 s: 100.0 steps/s, 90% co-executed, overla",
     ]
+
+
+def test_what_comes_before_the_steps_is_no_time_of_theirs(terminal):
+    run = Run(terminal.stream)
+    record = {**run.record, "regions": {"total": 500, "co_executed": 450}}
+    run.progress = Progress(lambda: record, terminal.stream, lambda: run.now)
+    run.step_at(90.0)
+    assert terminal.lines() == []
+    run.step_at(100.0)
+    assert terminal.lines()[0].startswith("terra-cx: 1 min 40 s: 50.0 steps/s, 90% co-executed")
 
 
 def test_after_a_long_step_there_is_one_line(terminal):
@@ -190,7 +201,7 @@ for step in range(200):
 def test_a_program_on_a_terminal(tmp_path):
     """The real thing, with a shorter first wait; the terminal is the one that controls the process."""
     (tmp_path / "train.py").write_text(PROGRAM)
-    starter = "import sys; from terra_cx import launcher; from terra_cx.report import progress; progress.FIRST = 0.05; "
+    starter = "import sys; from terra_cx import launcher; from terra_cx.report import progress; progress.FIRST = 0.02; "
 
     def screen(*options):
         child, master = pty.fork()

@@ -2,7 +2,7 @@
 
 Guarantees:
 
-* Nothing before the first ten seconds are over; then lines at doubling distances, a dozen in a day of training.
+* Nothing before ten seconds of steps are over; then lines at doubling distances, a dozen in a day of training.
 * Only on a terminal, in the foreground, and only while the program has left `sys.stderr` as it was: a program that has
   put something of its own in its place wants to decide itself what comes there.
 * A line of ours is a line of its own, and nothing of the program's is drawn over (docs/design/progress.md says how, and
@@ -45,13 +45,17 @@ class Progress:
         self._clock = clock
         self._start = self._last = clock()
         self._distance = FIRST
-        self._next = self._start + FIRST
+        self._next = 0.0
+        """When there is something to do; the first region sets the time."""
         self._before: dict[str, int] = {"total": 0, "co_executed": 0}
 
     def __call__(self, line: str) -> None:
         """A region begins; `line` is its anchor's."""
         now = self._clock()
         if now < self._next:
+            return
+        if not self._next:
+            self._last, self._next = now, now + FIRST  # loading and building are no steps
             return
         while self._next <= now:
             self._next += self._distance
