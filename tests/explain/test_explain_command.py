@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +123,7 @@ PROGRAM = """
 import sys
 import numpy as np
 import tensorflow as tf
-print("the program speaks", sys.argv[1:])
+print("the program speaks", sys.argv[1:], flush=True)
 w = tf.Variable(tf.ones([16, 16]))
 seen = []
 for number in range(120):
@@ -137,23 +138,53 @@ raise SystemExit(3)
 """
 
 
-def test_a_script(tmp_path):
-    """It runs as under terra-run, is told although it fails, and keeps to the standard error."""
-    (tmp_path / "train.py").write_text(PROGRAM)
-    (tmp_path / "random.py").write_text("raise SystemExit('the wrong module')")
+def started(tmp_path, program, *ours, **options):
+    """`terra-cx explain` of a program, as a process."""
+    (tmp_path / "train.py").write_text(program)
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TERRA_PACE": "overlapped"}
     boot = f"import sys; sys.path[0] = {str(Path(output.__file__).parents[2])!r}; from terra_cx.cli import main; "
-    ours = ["explain", "--width", "120", "--json", "e.json", "train.py", "--", "-x", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", boot + "sys.exit(main())", *ours],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    words = [sys.executable, "-c", boot + "sys.exit(main())", "explain", "--width", "120", *ours]
+    return subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "the program speaks ['-x', '1']" in done.stderr
-    assert "the program ended with status 3" in done.stderr
-    assert "the program speaks" not in done.stdout
-    assert "steps co-executed" in done.stdout
-    assert "the step's end is known" in " ".join(done.stdout.split())
+
+
+def test_a_script(tmp_path):
+    """It runs as under terra-run, is told although it fails, and keeps to the standard error."""
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong module')")
+    process = started(tmp_path, PROGRAM, "--json", "e.json", "train.py", "--", "-x", "1")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1, err
+    assert "the program speaks ['-x', '1']" in err
+    assert "the program ended with status 3" in err
+    assert "the program speaks" not in out
+    assert "steps co-executed" in out
+    assert "the step's end is known" in " ".join(out.split())
     made = json.loads((tmp_path / "e.json").read_text())
     ops = {line["text"]: (line["ops"] or 0) for line in made["lines"]}
     assert ops["loss = tf.reduce_mean(tf.square(x @ w))"] > 2
+
+
+def test_ctrl_c_ends_the_program_and_explains_what_it_did(tmp_path):
+    endless = PROGRAM.replace("range(120)", "range(10**9)")
+    endless = endless.replace("number == 100:", "number == 200:\n        print('far', flush=True)")
+    process = started(tmp_path, endless, "train.py", start_new_session=True)
+    err = ""
+    while "far" not in err:
+        line = process.stderr.readline()
+        assert line, err
+        err += line
+    os.killpg(process.pid, signal.SIGINT)
+    out, rest = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "the program ended with status 130" in rest
+    assert "steps co-executed" in out
+    assert "`float(loss)` at train.py:13" in out
+
+
+def test_a_program_that_leaves_nothing(tmp_path):
+    process = started(tmp_path, "import os\nos._exit(7)\n", "train.py")
+    out, err = process.communicate(timeout=200)
+    assert (process.returncode, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "train.py left no profile (exit status 7)" in err
