@@ -150,11 +150,37 @@ def test_kinds_are_bounded():
     assert [each["count"] for each in told["differences"]] == [2] * 8
 
 
-def test_missing_words_are_no_failure(monkeypatch):
-    monkeypatch.setattr(differences, "_of_op", lambda *_: 1 / 0)
-    report = both_ways(loop(another_branch))
-    (fallback,) = report["fallbacks"]
-    assert fallback["detail"] == "Sin: something new"
+def a_shape_of_the_data(late, w, x):
+    return tf.shape(tf.boolean_mask(w @ x, x[:, 0] > 0.0))
+
+
+@pytest.mark.parametrize(
+    ("what", "step", "op"),
+    [
+        ("_of_op", another_branch, "Sin"),
+        ("_of_gradient", another_history, "tape.gradient"),
+        ("_of_shape", a_shape_of_the_data, "Shape"),
+    ],
+)
+def test_missing_words_are_no_failure(monkeypatch, what, step, op):
+    monkeypatch.setattr(differences, what, lambda *_: 1 / 0)
+    report = both_ways(loop(step), co_executed=0)
+    assert report["fallbacks"][0]["detail"] == f"{op}: something new"
+
+
+def test_a_gradient_that_decides_by_values():
+    """Its Python reads the axis, so it can never be taken over, and says so."""
+
+    def step(late, w, x):
+        with tf.GradientTape() as tape:
+            axis = tf.cast(tf.reduce_sum(x) > 0.0, tf.int32)
+            y = tf.reduce_sum(tf.reduce_prod(w @ x, axis=axis))
+        return tape.gradient(y, w)
+
+    report = both_ways(loop(step), co_executed=0)
+    assert any("decides by values of the forward pass" in each["detail"] for each in report["fallbacks"]), (
+        report
+    )
 
 
 class Shy:

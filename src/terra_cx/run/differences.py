@@ -22,6 +22,7 @@ from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.opdefs import Kind, lasting_attrs
 from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.slots import Slot
+from terra_cx.trace.gradients import is_unmatched
 from terra_cx.trace.keys import freeze
 from terra_cx.trace.tracegraph import Node
 
@@ -41,6 +42,7 @@ _EVENTS = {
     "restart": "the end of a pause",
     "record": "a custom gradient",
 }
+_GRADIENT = "tape.gradient"
 _WAYS = 4
 """Known ways on that are named; there may be hundreds."""
 
@@ -97,8 +99,12 @@ def of_op(skeleton: Skeleton, op: str, form: str, args: tuple[Any, ...]) -> tupl
     except Exception as error:
         if error is skeleton.handover.runner.raised:
             raise  # the program's own
-        # Words are missing, no more: the op diverges all the same.
-        return Reason.NEW_ARGUMENTS, Difference("other", op, "", "something new", "")
+        return Reason.NEW_ARGUMENTS, _untold(op)
+
+
+def _untold(op: str) -> Difference:
+    """Words are missing, no more: the program diverges all the same."""
+    return Difference("other", op, "", "something new", "")
 
 
 def _of_op(skeleton: Skeleton, op: str, form: str, args: tuple[Any, ...]) -> tuple[Reason, Difference]:
@@ -122,6 +128,13 @@ def _of_op(skeleton: Skeleton, op: str, form: str, args: tuple[Any, ...]) -> tup
 
 def of_shape(step: Step, args: tuple[Any, ...]) -> Difference:
     """Why a shape is none that is known; `args` as given to the boundary."""
+    try:
+        return _of_shape(step, args)
+    except Exception:  # noqa: BLE001  # nothing of the program's runs here
+        return _untold(step.op)
+
+
+def _of_shape(step: Step, args: tuple[Any, ...]) -> Difference:
     inputs = args[: step.width] if step.form == "F" else args[0]
     flat = [item for arg in inputs for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
     for item, spec in zip(flat, step.node.call.input_specs, strict=True):
@@ -130,7 +143,7 @@ def of_shape(step: Step, args: tuple[Any, ...]) -> Difference:
             new = _shape(None if value is None else value._shape_tuple())
             if new != _shape(spec.shape):
                 return Difference("shape", step.op, "input", new, _shape(spec.shape))
-    return Difference("shape", step.op, "input", _shape(None), "one")
+    return _untold(step.op)
 
 
 def of_gradient(
@@ -145,23 +158,33 @@ def of_gradient(
             unconnected ones.
         signature: see `run.signature`.
     """
-    op = "tape.gradient"
+    try:
+        return _of_gradient(here, expected, attrs, signature)
+    except Exception:  # noqa: BLE001  # nothing of the program's runs here
+        return _untold(_GRADIENT)
+
+
+def _of_gradient(
+    here: Node, expected: Step | None, attrs: tuple[Any, ...], signature: tuple[Any, ...]
+) -> Difference:
+    op = _GRADIENT
     nodes = [] if expected is None else [expected.node]
     nodes += _hottest_first(here)
-    known = [node for node in nodes if node.kind is Kind.GRADIENT and isinstance(node.signature, tuple)]
+    known = [node for node in nodes if node.kind is Kind.GRADIENT]
     if not known:
         return Difference("op", op, "", op, _listed(_at(node) for node in nodes), _lines(nodes))
     if isinstance(signature[0], str):
-        return Difference(
-            "history", op, "", "a tape with ops whose shapes only their values tell", "one of fixed shapes"
-        )
+        return Difference("history", op, "", "shapes under the tape that only values tell", "fixed ones")
     named = {"targets": 1, "sources": 2, "output_gradients": 3, "unconnected_gradients": 4}
     same = [node for node in known if node.call.attrs[1:] == attrs[1:]]
     for where, index in named.items():
         new, old = attrs[index], known[0].call.attrs[index]
         if not same and new != old:
             return Difference("attribute", op, where, _value(new), _value(old), _lines(known[:1]))
-    best, at = max(((node, _common(signature, node.signature)) for node in same), key=lambda pair: pair[1])
+    told = [node for node in same if not is_unmatched(node.signature)]
+    if not told:
+        return Difference("history", op, "", "its Python decides by values of the forward pass", "")
+    best, at = max(((node, _common(signature, node.signature)) for node in told), key=lambda pair: pair[1])
     return _of_history(op, at, signature, best)
 
 
@@ -197,16 +220,10 @@ def _told(event: tuple[Any, ...] | None, ops: Sequence[tuple[Node, int]]) -> str
     return f"{_EVENTS.get(what, what)} {place}"
 
 
-def _common(one: tuple[Any, ...], other: Any) -> int:
+def _common(one: tuple[Any, ...], other: tuple[Any, ...]) -> int:
     """How many ops two histories begin with in common."""
-    if isinstance(other[0], str):
-        return 0
-    count = 0
-    for mine, yours in zip(one[0], other[0], strict=False):
-        if mine != yours:
-            break
-        count += 1
-    return count
+    pairs = zip(one[0], other[0], strict=False)
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(one[0]), len(other[0])))
 
 
 def _hottest_first(here: Node) -> list[Node]:
