@@ -169,8 +169,12 @@ class Timeline {
   }
   paintArrows(c, ink) {
     const python = this.lanes[0], graph = this.lanes[1];
-    const seen = this.arrows.filter(([op, run, wait]) => op <= this.to && Math.max(run, wait ?? 0) >= this.from);
-    if (seen.length > this.width / 14) return;
+    let seen = this.arrows.filter(([op, run, wait]) => op <= this.to && Math.max(run, wait ?? 0) >= this.from);
+    if (seen.length > this.width / 60) {  // too many to follow: those of what the pointer is at
+      const within = (time) => time !== null && this.over !== null && time >= this.over[0] && time < this.over[0] + this.over[1];
+      const onGraph = graph.bars.includes(this.over);
+      seen = seen.filter(([op, run, wait]) => (onGraph ? within(run) : within(op) || within(wait)));
+    }
     c.strokeStyle = ink; c.fillStyle = ink; c.lineWidth = 1; c.globalAlpha = 0.55;
     for (const [op, run, wait] of seen) {
       this.curve(c, this.x(op), python.y + python.height, this.x(run), graph.y);

@@ -9,12 +9,13 @@ Guarantees:
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from terra_cx.profile.events import FETCH, BlockRunSlice, Op, RunKey, Wait, Window
+from terra_cx.profile.events import FETCH, UNKNOWN, BlockRunSlice, Op, RunKey, Wait, Window
 from terra_cx.profile.sampler import Places, Sampler
 from terra_cx.profile.taps import Taps
 from terra_cx.run.block_run import BlockRun, State
@@ -81,6 +82,7 @@ class WindowRecorder:
         self._idle_from: int | None = None
         self._begun = 0
         self._devices = devices
+        self._places = places
         self._sampler = Sampler(self._owner, places, clock)
         self._last: BlockRun | None = None
         """The run handed over last."""
@@ -187,7 +189,7 @@ class WindowRecorder:
 
     def _around_call(self, skeleton: Skeleton, real: Callable[..., Any]) -> Callable[..., Any]:
         """Of a library call that was elided, all time is ours; one that was not has ops of its own."""
-        note = self._elided.append
+        note, places = self._elided.append, self._places
 
         def tapped(entry: Any, args: Any, kwargs: Any) -> Any:
             self._answered = None
@@ -195,7 +197,10 @@ class WindowRecorder:
             result = real(entry, args, kwargs)
             call, self._answered = self._answered, None
             if call is not None:
-                note((start, clock(), call.entry.name, call.line, skeleton.position(), skeleton.log.number))
+                end, line = clock(), call.line
+                if line == UNKNOWN:  # it has no ops, by which lines are known
+                    line = places.line(sys._getframe(1))
+                note((start, end, call.entry.name, line, skeleton.position(), skeleton.log.number))
             return result
 
         return tapped
