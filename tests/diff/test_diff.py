@@ -33,7 +33,7 @@ def runs(tmp_path):
 def slower_augmentation(data):
     """Two milliseconds more of Python at a line that has moved."""
     anchor = data["anchors"][0]
-    anchor["step_ms"]["co"] = 6.1
+    anchor["seconds"]["co_executed"] += 812 * 0.002
     anchor["parts_ms"]["host"] = 3.5
     line = anchor["lines"][0]
     assert line["text"] == "x = augment(batch)"
@@ -102,7 +102,9 @@ def changed(**paths):
         (changed(anchors__0__fallbacks__0__seconds=1.0), ["fallbacks"]),
         (changed(totals__fetch_wait_seconds=9.0), []),  # shown; the step time has it
         (changed(anchors__0__step_ms__eager=20.0), []),
-        (changed(anchors__0__step_ms__co=4.5), []),
+        (changed(anchors__0__seconds__co_executed=3.6), []),
+        (changed(anchors__0__seconds__co_executed=3.8), ["step"]),
+        (changed(anchors__0__step_ms__co=9.0), []),  # the median, where the mean is known
     ],
 )
 def test_what_is_judged(runs, change, slower):

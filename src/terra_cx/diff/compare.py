@@ -120,7 +120,7 @@ def _name(anchor: Anchor) -> tuple[str, str]:
 
 def _of_loops(old: Anchor, new: Anchor, several: bool) -> Iterator[Measure]:
     where = f" at {short(new.line)}" if several else ""
-    yield Measure(f"step{where}", old.co_ms, new.co_ms, "ms", judged=True)
+    yield Measure(f"step{where}", old.step_ms, new.step_ms, "ms", judged=True)
     yield Measure(f"eager step{where}", old.eager_ms, new.eager_ms, "ms")
     for key, name in (("elided_share", "elided share"), ("overlap", "overlap")):
         before, after = ((each.metrics or {}).get(key) for each in (old, new))
@@ -154,7 +154,7 @@ def _co_executed(run: Run) -> float | None:
 
 def _causes(old: Anchor, new: Anchor) -> Iterator[Cause]:
     steps = new.regions.get("co_executed", 0)
-    least = _NOTABLE * (new.co_ms or 0.0)
+    least = _NOTABLE * (new.step_ms or 0.0)
     for cause in (*_parts(old, new, steps), *_lines(old, new, steps)):
         if cause.step_ms is not None and cause.step_ms > least:
             yield cause

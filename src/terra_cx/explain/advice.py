@@ -91,7 +91,7 @@ def _given_up(anchor: Anchor) -> Advice:
 
 
 def _fallback(fallback: Fallback, anchor: Anchor) -> Advice | None:
-    lost = max(0.0, fallback.seconds - fallback.count * (anchor.co_ms or 0.0) / 1000)
+    lost = max(0.0, fallback.seconds - fallback.count * (anchor.step_ms or 0.0) / 1000)
     if fallback.count < 3 and fallback.count < _LEAST * anchor.steps:
         return None  # a way through the step that was learned
     what = f"{short(fallback.line)} diverged in {fallback.count} of {count(anchor.steps, 'step')}"

@@ -55,13 +55,19 @@ def show(console: Console, run: Run, advice: Sequence[Advice], pages: Sequence[P
     _head(console, run)
     _parts(console, run)
     _advice(console, run, advice)
-    measured = run.main.metrics if run.main is not None else None
-    step = measured.get("step_ms") if measured is not None else None
     for page in pages:
-        _page(console, page, step)
+        _page(console, page, _step_ms(run))
     _calls(console, [call for anchor in run.anchors for call in anchor.calls])
     for problem in run.problems:
         console.print(Text.assemble(("terra-cx explain: ", "bold"), problem))
+
+
+def _step_ms(run: Run) -> float | None:
+    """What a co-executed step of the main loop takes: in the window that its parts are of, if there is one."""
+    if run.main is None:
+        return None
+    measured = (run.main.metrics or {}).get("step_ms")
+    return measured if measured is not None else run.main.step_ms
 
 
 def _head(console: Console, run: Run) -> None:
@@ -69,11 +75,9 @@ def _head(console: Console, run: Run) -> None:
     words = f"{regions.get('co_executed', 0)} of {count(regions.get('total', 0), 'step')} co-executed"
     if main is None:
         words = "no training step was found; everything ran in plain eager"
-    elif main.co_ms is not None and main.eager_ms is not None and main.co_ms > 0:
-        speed = f"{main.eager_ms / main.co_ms:.1f}x"
-        words += (
-            f"; a step takes {milliseconds(main.co_ms)}, in eager {milliseconds(main.eager_ms)} ({speed})"
-        )
+    elif (step := _step_ms(run)) and main.eager_ms is not None:
+        speed = f"{main.eager_ms / step:.1f}x"
+        words += f"; a step takes {milliseconds(step)}, in eager {milliseconds(main.eager_ms)} ({speed})"
     if run.overlap is not None:
         words += f"; overlap {share(run.overlap)}"
     console.print(
@@ -226,7 +230,7 @@ def record(run: Run, advice: Sequence[Advice], pages: Sequence[Page]) -> dict[st
         "file": str(run.path),
         "command": list(run.command),
         "regions": dict(run.regions),
-        "step_ms": {"eager": main.eager_ms, "co": main.co_ms} if main is not None else None,
+        "step_ms": {"eager": main.eager_ms, "co": main.step_ms} if main is not None else None,
         "overlap": run.overlap,
         "parts_ms": dict(main.parts) if main is not None and main.parts is not None else None,
         "bound_by": main.metrics.get("bound_by") if main is not None and main.metrics is not None else None,
