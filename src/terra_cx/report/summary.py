@@ -71,4 +71,7 @@ def _fallback(fallback: Record) -> str:
     text = f"{fallback['line']}  {fallback['reason']}, {count(fallback['count'], 'time')}"
     if fallback["seconds"]:
         text += f", {milliseconds(1000 * fallback['seconds'])}"
-    return text + (f": {fallback['detail']}" if fallback["detail"] else "")
+    if fallback["detail"]:
+        text += f": {fallback['detail']}"
+    others = len(fallback.get("differences", ())) - 1
+    return text + (f" (and {count(others, 'other difference')})" if others > 0 else "")
