@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz peers soak truth costs lint format types check check-all matrix bench clean
+.PHONY: help venv demo test fuzz peers soak truth costs overlap lint format types check check-all matrix bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,10 +24,12 @@ help: ## list the targets
 	@echo "  Variables: ARGS='-k name' is passed on to the tool; TF=tf installs tensorflow instead of tensorflow-cpu;"
 	@echo "  PYTHON=python3.12 picks the interpreter of the environment; VENV=dir its place."
 
+# Legacy Keras asks for the package tensorflow, which would be put over tensorflow-cpu.
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 with the venv module found; set PYTHON=..." >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "tf-keras==$$($(BIN)/python tools/legacy_keras.py)"
 	@touch $@
 
 venv: $(INSTALLED) ## create the environment in .venv
@@ -77,6 +79,9 @@ costs: $(INSTALLED) ## what a validated op, a read, a write, a tape cost Python,
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev,costs]'
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
 	$(BIN)/python tools/profile_costs.py
+
+overlap: $(INSTALLED) ## a step whose NumPy augmentation takes as long as its graph, in eager, tf.function and co-executed
+	$(BIN)/python benchmarks/overlap.py
 
 bench: $(INSTALLED) ## step times of the programs at small scale, in every mode
 	$(BIN)/terra-cx bench programs --steps 150 $(ARGS) -- --scale small

@@ -354,7 +354,7 @@ def summaries_in_every_step(see):
 
 def legacy_keras(see):
     tf_keras = pytest.importorskip(
-        "tf_keras", reason="tf-keras would install tensorflow beside tensorflow-cpu"
+        "tf_keras", reason="tf-keras is not installed; make venv does it, without its tensorflow"
     )
     layers = [tf_keras.layers.Dense(4, activation="relu"), tf_keras.layers.BatchNormalization()]
     model = tf_keras.Sequential([*layers, tf_keras.layers.Dropout(0.3), tf_keras.layers.Dense(1)])

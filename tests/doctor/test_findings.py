@@ -85,7 +85,6 @@ def test_problems(name, facts, child, text, remedy):
         ("settings", {"settings": {"disable": "True"}}, {}, "turned off", "unset TERRA_DISABLE"),
         ("tensorflow", {}, {"tensorflow": "2.21.0-rc1"}, "only releases", "pip install"),
         ("keras", {}, {"keras": None}, "not to be had", ""),
-        ("keras", {"variables": {"TF_USE_LEGACY_KERAS": "1"}}, {"keras": "2.18.0"}, "TF_USE_LEGACY_KERAS", "Keras 3"),
         ("gpu", {"nvidia": True}, {}, "built without support", "and-cuda"),
         ("gpu", {"nvidia": True}, {"cuda": True}, "does not see it", "and-cuda"),
         ("gpu", {"nvidia": True, "variables": {"CUDA_VISIBLE_DEVICES": "-1"}}, {}, "hidden", "unset"),
@@ -106,6 +105,8 @@ def test_what_is_shown():
     )
     assert finding("threads").text == "4 (automatic) within an op, 4 (automatic) between ops"
     assert finding("settings", {"settings": {"run_ahead": "8"}}).text == "run-ahead = 8"
+    legacy = finding("keras", {"variables": {"TF_USE_LEGACY_KERAS": "1"}}, {"keras": "2.18.0"})
+    assert legacy.text == "2.18.0 (TF_USE_LEGACY_KERAS is set)"
     assert finding("environment", {"variables": {"OMP_NUM_THREADS": "2"}}).text == "OMP_NUM_THREADS=2"
 
 

@@ -16,6 +16,7 @@ from truth import both_ways, run_once
 
 import terra_cx
 from terra_cx.run import elider
+from terra_cx.tf import native
 from terra_cx.trace import library_calls
 
 LATE = 30
@@ -70,9 +71,9 @@ def elided(report):
     return sum(anchor["elisions"]["elided"] for anchor in report["anchors"])
 
 
-def compare(make, change, step=None, least=30, **settings):
+def compare(make, change, step=None, least=30, co_executed=12, **settings):
     """Both ways; so many calls must have been elided."""
-    report = both_ways(program(make, change, step), co_executed=12, **settings)
+    report = both_ways(program(make, change, step), co_executed=co_executed, **settings)
     assert elided(report) >= least, report["anchors"][0]["elisions"]
     assert sum(anchor["elisions"]["mismatches"] for anchor in report["anchors"]) == 0
     return report
@@ -124,7 +125,18 @@ def clipping(parts):
     parts.optimizer.clipnorm = 0.01
 
 
+def dtype_policy(parts):
+    parts.model.layers[0].dtype_policy = keras.DTypePolicy("mixed_float16")
+
+
+def added_loss(parts):
+    """One that the layer adds when it is called."""
+    parts.model.layers[0].activity_regularizer = keras.regularizers.L2(0.5)
+
+
 CHANGES = [
+    dtype_policy,
+    added_loss,
     nothing,
     learning_rate,
     beta,
@@ -189,6 +201,68 @@ def test_arrays_are_passed():
     report = compare(Parts, learning_rate, step, least=60)
     calls = report["anchors"][0]["elisions"]["calls"]
     assert {"Layer.__call__", "Loss.__call__"} <= {call["call"] for call in calls if call["elided"] > 10}
+
+
+def test_an_array_that_stays_the_same_and_then_does_not():
+    labels = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        with tf.GradientTape() as tape:
+            loss = parts.loss(labels if parts.calls < LATE else y.numpy(), parts.model(x))
+        variables = parts.model.trainable_variables
+        parts.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+    report = compare(Parts, nothing, step, least=60)
+    calls = report["anchors"][0]["elisions"]["calls"]
+    assert any(call["call"] == "Loss.__call__" and call["elided"] > 20 for call in calls)
+
+
+def test_losses_and_metrics_that_a_layer_adds():
+    class Watched(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.mean, self.factor = dense(8), keras.metrics.Mean(), 0.0
+
+        def call(self, x):
+            y = self.dense(x)
+            if self.factor:
+                self.add_loss(self.factor * tf.reduce_sum(tf.square(y)))
+            self.mean.update_state(y)
+            return y
+
+    def adds(parts):
+        parts.model.layers[0].factor = 0.25
+
+    def step(parts, x, y):
+        loss = parts.step(x, y)
+        return loss, parts.model.layers[0].mean.result(), len(parts.model.losses), len(parts.model.metrics)
+
+    compare(lambda: Parts(Watched(), dense(3)), adds, step, least=20, co_executed=8)
+
+
+def scoped(scope):
+    """Forward, in some steps in a scope; one cannot train there what was made outside."""
+
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        loss = parts.step(x, y)
+        if parts.calls < LATE or parts.calls % 2:
+            return loss, parts.loss(y, parts.model(x))
+        with scope():
+            return loss, parts.loss(y, parts.model(x))
+
+    return step
+
+
+def test_a_device_scope(monkeypatch):
+    monkeypatch.setattr(native, "only_device", type(None))  # as if there were a choice
+    compare(Parts, nothing, scoped(lambda: tf.device("CPU:0")), co_executed=8)
+
+
+def test_a_distribution_scope():
+    compare(Parts, nothing, scoped(lambda: tf.distribute.OneDeviceStrategy("CPU:0").scope()))
 
 
 def test_equal_arrays_that_become_different_ones():

@@ -12,7 +12,7 @@ import weakref
 import pytest
 import tensorflow as tf
 
-from terra_cx.run.skeleton import _alive
+from terra_cx.run.dispatching import _alive
 from terra_cx.tf.placeholder import new_placeholder
 from terra_cx.tf.slots import Slot, Spec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import signal
 import threading
 
@@ -83,7 +84,7 @@ def test_other_threads_have_no_handlers_to_keep_waiting(seen):
 def test_a_signal_that_comes_while_handlers_are_set_aside(monkeypatch):
     """Nothing is left of the stretch that was not entered."""
     before = signal.getsignal(signal.SIGINT)
-    own = signal.signal
+    own = _signal.signal
 
     def interrupted(number, handler):
         result = own(number, handler)
@@ -91,7 +92,7 @@ def test_a_signal_that_comes_while_handlers_are_set_aside(monkeypatch):
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(signal, "signal", interrupted)
+    monkeypatch.setattr(_signal, "signal", interrupted)
     with pytest.raises(KeyboardInterrupt), Uninterrupted():
         raise AssertionError("entered")
     assert signal.getsignal(signal.SIGINT) is before

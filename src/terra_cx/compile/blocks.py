@@ -8,6 +8,7 @@ that is taken both ways becomes a cut after it has been left twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,8 @@ class Step:
     """For a gradient: per result None, a source, or a triple of sources; a source as in `FlatOp.inputs`."""
     implicit: tuple[tuple[int, Node, int, int], ...] = ()
     """Parameters (number, node, output, execution) that the gradient takes from earlier blocks of the region."""
+    calls: dict[Any, Any] = field(default_factory=dict)
+    """What is known of calls of functions that begin here (`run.function_elider`)."""
 
 
 @dataclass(slots=True)
@@ -135,6 +138,8 @@ class Block:
     """Uses of outputs whose shape only the value tells (see `run.signature`), once they were asked for."""
     built_from: tuple[Any, ...] = ()
     """`revisions` when it was built."""
+    seconds: float = math.inf
+    """What its last execution took; infinite before the first."""
 
     @property
     def revisions(self) -> tuple[Any, ...]:

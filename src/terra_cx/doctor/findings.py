@@ -173,12 +173,8 @@ def _keras(facts: Facts, child: dict[str, Any]) -> Finding:
     version = child["keras"]
     if version is None:
         return Finding("keras", State.NOTE, "is not to be had; TensorFlow alone is co-executed all the same")
-    if version.startswith("2."):
-        why = " (TF_USE_LEGACY_KERAS is set)" if "TF_USE_LEGACY_KERAS" in facts.variables else ""
-        return Finding(
-            "keras", State.NOTE, f"{version}{why}; the Python of Keras 2 is not elided", "use Keras 3"
-        )
-    return Finding("keras", State.OK, version)
+    legacy = version.startswith("2.") and "TF_USE_LEGACY_KERAS" in facts.variables
+    return Finding("keras", State.OK, version + (" (TF_USE_LEGACY_KERAS is set)" if legacy else ""))
 
 
 def _gpu(facts: Facts, child: dict[str, Any]) -> Finding:

@@ -11,15 +11,28 @@ import optree
 
 from terra_cx.elide.entries import Entry
 from terra_cx.elide.state import State, same
+from terra_cx.tf import native
 from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.slots import Spec
 
-__all__ = ["Argument", "LibraryCall", "Source", "flatten", "normal", "repeated"]
+__all__ = [
+    "Argument",
+    "LibraryCall",
+    "Source",
+    "flatten",
+    "is_conversion",
+    "is_telling",
+    "normal",
+    "repeated",
+]
+
+_LARGEST = 1 << 20
+"""Elements of an array that is passed to an elided call."""
 
 Source = tuple[Any, ...]
 """Where a tensor comes from: ("arg", number of the leaf), ("array", number of the leaf that it was made of, dtype),
-("in", op of the call, output), ("fixed", tensor or raw)."""
+("in", op of the call, output), ("fixed", tensor or raw); of a result also ("copy", what a write returned)."""
 
 
 def normal(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -42,6 +55,23 @@ def repeated(leaves: list[Any]) -> list[int]:
                 found.append(number)
             seen.add(id(leaf))
     return found
+
+
+def is_telling(array: np.ndarray[Any, Any]) -> bool:
+    """Whether no constant of a library's own can be taken for the array: it holds more than one value."""
+    plain = type(array) is np.ndarray and array.dtype.kind in "fiub" and 1 < array.size <= _LARGEST
+    return plain and bool((array != array.flat[0]).any())
+
+
+def is_conversion(value: Any, tensor: Any) -> bool:
+    """Whether a tensor is what TensorFlow makes of an array or a number."""
+    if tensor._shape_tuple() != np.shape(value):
+        return False
+    try:
+        other = native.as_tensor(value, native.dtype_of(tensor._datatype_enum()))
+    except (TypeError, ValueError):
+        return False
+    return native.host_value(other).tobytes() == native.host_value(tensor).tobytes()
 
 
 @dataclass(slots=True)
@@ -102,8 +132,10 @@ class LibraryCall:
     line: str = "?"
     nodes: tuple[Any, ...] = ()
     """The TraceGraph's nodes of its ops, once the trace is merged."""
-    trusted: bool = False
+    agreed: bool = False
     """Whether a call of its kind has been compared with what the real one does."""
+    trusted: bool = False
+    """Whether one with other arrays has."""
     runs: int = 0
     """How often it was elided."""
     failures: int = 0
@@ -111,6 +143,13 @@ class LibraryCall:
     missed: int = 0
     """How often it could not be elided because something was not as noted."""
     plans: dict[Any, Any] = field(default_factory=dict)
+
+    def has_same_arrays(self, leaves: list[Any]) -> bool:
+        """Whether all arrays are those of the trace: then it makes no difference what was made of them."""
+        return all(
+            known.array is None or known.array == leaf.tobytes()
+            for known, leaf in zip(self.arguments, leaves, strict=True)
+        )
 
     def shows_arrays(self, leaves: list[Any]) -> bool:
         """Whether all arrays are others than in the trace, so that a constant could not be taken for one."""

@@ -72,27 +72,47 @@ class Entries:
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
+        self._libraries: set[str] = set()
         self._state: Any = None
+        self._legacy: Any = None
 
     def put(self, boundary: Boundary) -> None:
         """Put the hooks in place that are not yet; to be called again, since programs import libraries late."""
-        if not self._entries and "keras" in sys.modules:
-            self._entries = list(_of_keras())
-            self._state = sys.modules.get("keras.src.backend.common.global_state")
-            for entry in self._entries:
-                entry.put(boundary)
+        for library, entries in (("keras", _of_keras), ("tf_keras", _of_legacy_keras)):
+            if library in sys.modules and library not in self._libraries:
+                found = list(entries())
+                for entry in found:
+                    entry.put(boundary)
+                self._entries += found
+                self._libraries.add(library)
+                self._state = sys.modules.get("keras.src.backend.common.global_state")
+                self._legacy = sys.modules.get("tf_keras.src.engine.base_layer_utils")
 
     def take_back(self) -> None:
         """Restore the libraries."""
         for entry in self._entries:
             entry.take_back()
         self._entries = []
+        self._libraries.clear()
 
     def ambient(self) -> Any:
         """The settings of this thread that Keras's calls depend on, as a value to compare.
 
         Of the call that is in progress around it, what is passed on (``training``), not whose call it is.
         """
+        return self._of_this_keras(), self._of_legacy_keras()
+
+    def _of_legacy_keras(self) -> Any:
+        if self._legacy is None:
+            return None
+        call = getattr(self._legacy._call_context, "call_context", None)
+        return id(native.strategy()), None if call is None or not call.in_call else (
+            call.training,
+            call.saving,
+            call.frozen,
+        )
+
+    def _of_this_keras(self) -> Any:
         if self._state is None:
             return None
         settings = vars(self._state.GLOBAL_STATE_TRACKER)
@@ -119,6 +139,11 @@ def _of_keras() -> Iterator[Entry]:
         (keras.optimizers.Optimizer, ("apply", "apply_gradients")),
         *((cls, _METRIC) for cls in metrics if issubclass(cls, keras.metrics.Metric)),
     ]
+    yield from _entries_of(wanted)
+
+
+def _entries_of(wanted: list[tuple[type, tuple[str, ...]]]) -> Iterator[Entry]:
+    """The methods of these names, each where it is defined."""
     found: set[tuple[type, str]] = set()
     for cls, names in wanted:
         for name in names:
@@ -126,3 +151,18 @@ def _of_keras() -> Iterator[Entry]:
             if owner is not object and (owner, name) not in found:
                 found.add((owner, name))
                 yield Entry(owner, name)
+
+
+def _of_legacy_keras() -> Iterator[Entry]:
+    keras = sys.modules["tf_keras"]
+    layer = keras.layers.Layer
+    optimizers = [cls for cls in vars(keras.optimizers).values() if isinstance(cls, type)]
+    metrics = [cls for cls in vars(keras.metrics).values() if isinstance(cls, type)]
+    wanted: list[tuple[type, tuple[str, ...]]] = [
+        (keras.Model, _LAYER),
+        (layer, _LAYER),
+        (keras.losses.Loss, ("__call__",)),
+        *((cls, ("apply_gradients",)) for cls in optimizers if hasattr(cls, "apply_gradients")),
+        *((cls, _METRIC) for cls in metrics if issubclass(cls, keras.metrics.Metric)),
+    ]
+    yield from _entries_of(wanted)

@@ -101,7 +101,7 @@ class Names:
                     wanted.add(name)
             else:
                 wanted.add(name)
-                if str(mapping.get("__name__")).startswith("keras"):
+                if str(mapping.get("__name__")).startswith(_CALLERS):
                     data.append(value)
 
     def _compile(self) -> None:

@@ -120,7 +120,8 @@ class State:
         if kind is types.MethodType:
             return (value.__self__,)
         if kind is types.FunctionType:
-            return self._closure(value)
+            # What TensorFlow's own functions hold is theirs (dispatchers that are written in C++).
+            return () if str(value.__module__).startswith("tensorflow.") else self._closure(value)
         if kind is functools.partial:
             return (value.func, *value.args, *value.keywords.values())
         if issubclass(kind, np.ndarray):

@@ -15,19 +15,23 @@ from typing import Any, Protocol
 
 from terra_cx.config import Options
 from terra_cx.elide.entries import Entries
+from terra_cx.elide.functions import Functions
 from terra_cx.observe.importer import UserCode
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.run.anchor import ActiveAnchor, Stage
+from terra_cx.run.divergence import Diverge
 from terra_cx.run.elider import Elider
 from terra_cx.run.elisions import Elisions
 from terra_cx.run.fallback import prefix, rebuild, recover
+from terra_cx.run.function_elider import FunctionElider
 from terra_cx.run.graph_runner import GraphRunner
 from terra_cx.run.handover import Handover
 from terra_cx.run.live_skeleton import LiveSkeleton
 from terra_cx.run.pace import Manner
-from terra_cx.run.skeleton import Diverge, Skeleton
+from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
 from terra_cx.run.uninterrupted import Uninterrupted
+from terra_cx.tf import native
 from terra_cx.tf.boundary import Boundary
 from terra_cx.tf.native import REAL
 from terra_cx.trace.library_calls import CallNotes
@@ -81,6 +85,7 @@ class Conductor:
         self.observer = observer
         self.user = user if user is not None else UserCode()
         self.entries = Entries()
+        self.functions = Functions()
         self.internal = internal
         self.runner = GraphRunner(_QUEUE, options.watchdog, self._stalled)
         self.runner.internal = internal
@@ -190,6 +195,7 @@ class Conductor:
             found.rebuild = lambda: rebuild(made)
             if anchor.elisions is not None:
                 found.elider = Elider(found, anchor.elisions)
+                found.functions = FunctionElider(found, anchor.elisions)
             self._skeletons[id(anchor)] = found
         return found
 
@@ -198,11 +204,17 @@ class Conductor:
         recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live)
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
-        if anchor.elisions is not None and self.skeleton is None:  # not the rest of a region that diverged
+        # Not in the first trace, whose calls may still build what they need, nor in the rest of a region that diverged.
+        if anchor.elisions is not None and anchor.regions["traced"] and self.skeleton is None:
             self.entries.put(self.boundary)
+            self.functions.put(self.boundary)
             anchor.elisions.refresh()
             names, refusals = anchor.elisions.names, anchor.elisions.refusals
             recorder.calls = CallNotes(recorder, self.user, self.entries, names, refusals)
+        if native.told_of_ops():
+            recorder.refuse(
+                Reason.NATIVE_EFFECT, "somebody is told of every op (tf.debugging.enable_check_numerics)"
+            )
         with Uninterrupted():
             self.recorder = recorder
             self.observer.start(self._frame)
@@ -428,6 +440,7 @@ class Conductor:
     def close(self) -> None:
         """End the graph runner, and give the libraries their methods back."""
         self.entries.take_back()
+        self.functions.take_back()
         self.runner.close()
         self.switch.restore()
 

@@ -25,12 +25,13 @@ from terra_cx.elide.calls import LibraryCall, flatten, normal, repeated
 from terra_cx.elide.entries import Entry
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits, flat_checks
-from terra_cx.run.elisions import Elisions
+from terra_cx.run.elisions import Elisions, to_be_compared
 from terra_cx.tf import native
-from terra_cx.tf.native import REAL, pywrap_tfe
+from terra_cx.tf.native import REAL
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.placeholder import Placeholder, new_placeholder
 from terra_cx.tf.slots import Slot, Spec
+from terra_cx.tf.variable_writes import is_written, written_again
 from terra_cx.trace.tracegraph import Node
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Elider"]
 
-_EVERY = 1024
 _ATTEMPTS = 3
 """Comparisons that may fail before a call was ever trusted: the state may still be settling."""
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, ValueError)
@@ -99,7 +99,11 @@ class Elider:
         before = skeleton.position()
         try:
             found = self._found(known, structure, leaves)
-            if found is not None and found.trusted and not _to_be_compared(found.runs):
+            if (
+                found is not None
+                and not to_be_compared(found.runs)
+                and (found.trusted or (found.agreed and found.has_same_arrays(leaves)))
+            ):
                 answer = self._elided(found, leaves)
                 if answer is not None:
                     return answer[0]
@@ -138,7 +142,7 @@ class Elider:
             and call.taped == (not _tapes_empty(), bool(_tapes_stopped()))
             and all(known.admits(given) for known, given in zip(call.arguments, leaves, strict=True))
             and repeated(leaves) == call.repeated
-            and not (self._skeleton.scoped and native.context().device_name)
+            and not self._skeleton.placed()
         )
 
     def _holds(self, call: LibraryCall) -> bool:
@@ -337,6 +341,8 @@ class Elider:
                 answer.append(leaves[source[1]])
             elif source[0] == "fixed":
                 answer.append(source[1])
+            elif source[0] == "copy":
+                answer.append(written_again(source[1]))
             else:
                 thing = made[source[1], source[2]]
                 answer.append(new_placeholder(thing) if type(thing) is Slot else thing)
@@ -349,19 +355,22 @@ class Elider:
         """Run the call, and see whether it does what would have been done for it."""
         skeleton, elisions = self._skeleton, self._elisions
         log, start, runs = skeleton.log, skeleton.position(), len(skeleton.log.runs)
+        functions, skeleton.functions = skeleton.functions, None  # all of it shall run
         self._comparing = True
         try:
             result = call.entry.own(*args, **kwargs)
         finally:
             self._comparing = False
+            skeleton.functions = functions
         call.runs += 1
-        if skeleton.log is not log or pywrap_tfe.TFE_Py_Execute != skeleton.execute:
+        if skeleton.log is not log or not skeleton.in_charge():
             return result  # the region diverged, and is being learned anew
         elisions.compared += 1
         try:
             steps = self._steps(start, max(runs - 1, 0))
             why = self._difference(call, steps, result, leaves)
             if why is None and tuple(step.node for _, step in steps) == call.nodes:
+                call.agreed = True
                 call.trusted = call.trusted or call.shows_arrays(leaves)
         except _INTERNAL as error:
             skeleton.failed(error)
@@ -435,6 +444,8 @@ class Elider:
                 right = leaf is leaves[source[1]]
             elif source[0] == "fixed":
                 right = leaf is source[1] or (type(leaf) is type(source[1]) and _equal(leaf, source[1]))
+            elif source[0] == "copy":
+                right = is_written(leaf) and leaf.handle is source[1].handle
             elif type(leaf) is Placeholder:
                 slot = leaf._slot
                 run = slot.run
@@ -448,11 +459,6 @@ class Elider:
             if not right:
                 return False
         return True
-
-
-def _to_be_compared(runs: int) -> bool:
-    """At 1, 2, 4, ... and then at every so many."""
-    return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
 
 
 def _work(node: Node) -> Any:

@@ -13,12 +13,14 @@ from terra_cx.trace.library_calls import ATTEMPTS, Refusal, Refusals
 from terra_cx.trace.records import Trace
 from terra_cx.trace.tracegraph import Node
 
-__all__ = ["Elisions"]
+__all__ = ["Elisions", "to_be_compared"]
 
 _MISSES = 3
 """Misses of a call after which the step is traced again."""
 _MOST = 4096
 """Receivers and methods; a program with more makes new ones all the time."""
+_EVERY = 1024
+"""Calls from one comparison to the next, once it has been compared often."""
 _ALTERNATIVES = 8
 """Kinds of one call that are kept: with ``training`` and without, with a last, smaller batch."""
 
@@ -38,7 +40,7 @@ class Elisions:
         self.refusals: Refusals = {}
         self.calls: defaultdict[tuple[str, int], dict[Node | None, list[LibraryCall]]] = defaultdict(dict)
         """By entry and receiver, then by the node of the first op (None without ops): a layer may be called often."""
-        self.elided = self.compared = self.mismatches = 0
+        self.elided = self.shortened = self.compared = self.mismatches = 0
         self._refused = 0
         self._stale = False
         self._wait, self._distance = 0, 1
@@ -106,6 +108,7 @@ class Elisions:
         """For the report."""
         return {
             "elided": self.elided,
+            "functions": self.shortened,
             "compared": self.compared,
             "mismatches": self.mismatches,
             "calls": [
@@ -133,6 +136,11 @@ class Elisions:
                 for (name, _), refusal in self.refusals.items()
             ],
         }
+
+
+def to_be_compared(runs: int) -> bool:
+    """Whether a call that has been elided so often is to be compared: at 0, 1, 2, 4, ... and then at every so many."""
+    return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
 
 
 def _alike(one: Any, other: Any) -> bool:

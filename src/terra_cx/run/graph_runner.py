@@ -3,7 +3,7 @@
 Guarantees:
 
 * Runs are executed one at a time, in the order in which they were sent; a run is executed at most once, however often
-  it is sent.
+  it is sent, and whether by the runner's thread or by the owner thread (`execute_here`).
 * A failed run changed nothing when its compiled block failed; it is replayed op by op, so that exactly eager's effects,
   values and exception remain. No later run is executed until the owner thread has taken the error.
 * A run's slots are filled before its waiter is woken.
@@ -15,6 +15,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from terra_cx.compile.lowering import function_of, lower
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.channels import Channel, ChannelError
 from terra_cx.run.eager import OpFailed, annotate, do_draw, feeds_of, run_eagerly, settle
+from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.run.verify import Snapshot, same_bits
 from terra_cx.tf.graphs import CompiledFunction
 
@@ -58,6 +60,9 @@ class GraphRunner:
         self.tap: Callable[[BlockRun, CompiledFunction | None, list[Any]], None] | None = None
         """Told of every run on the runner's thread: its function (None if it runs op by op) and the feeds."""
         self._thread: threading.Thread | None = None
+        self._guest: int | None = None
+        """The thread that is executing runs in the runner's place."""
+        self._executing = threading.Lock()
 
     # -- other threads -------------------------------------------------------------------------------------------
     def send(self, run: BlockRun) -> None:
@@ -67,8 +72,26 @@ class GraphRunner:
         self.path.send(run)
 
     def is_current_thread(self) -> bool:
-        """Whether the caller runs on the runner's thread."""
-        return threading.current_thread() is self._thread
+        """Whether the caller runs on the runner's thread, or on one that is executing runs in its place."""
+        return threading.current_thread() is self._thread or self._guest == threading.get_ident()
+
+    def execute_here(self, runs: list[BlockRun]) -> None:
+        """Execute runs on the calling thread, which would only wait: that saves waking one thread, then the other.
+
+        Signal handlers of the program wait until it is over; a garbage collection, which would run finalisers in the
+        midst of it, likewise.
+        """
+        collects = gc.isenabled()
+        with Uninterrupted():
+            self._guest = threading.get_ident()
+            gc.disable()
+            try:
+                for run in runs:
+                    self._serve(run)
+            finally:
+                self._guest = None
+                if collects:
+                    gc.enable()
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._main, name="terra-cx graph runner", daemon=False)
@@ -94,23 +117,24 @@ class GraphRunner:
     def _main(self) -> None:
         while True:
             try:
-                self._serve()
-                return
+                while True:
+                    try:
+                        run = self.path.receive()
+                    except ChannelError:
+                        return
+                    self._serve(run)
+                    del run
             except BaseException as error:  # noqa: BLE001  # somebody raised it in this thread, or memory has run out
                 self.internal("the graph runner", error)
-                run, self.current = self.current, None
-                if run is not None and run.state <= State.SENT:
-                    self._fail(run, error)
+                lost, self.current = self.current, None
+                if lost is not None and lost.state <= State.SENT:
+                    self._fail(lost, error)
 
-    def _serve(self) -> None:
-        """Execute runs until the path channel is closed."""
-        while True:
-            try:
-                run = self.path.receive()
-            except ChannelError:
-                return
+    def _serve(self, run: BlockRun) -> None:
+        """Execute a run, unless that has been done or an earlier one has failed."""
+        with self._executing:
             if run.state > State.SENT:
-                continue
+                return
             start = time.perf_counter()
             self.current = run
             failed = self.failed
@@ -120,8 +144,9 @@ class GraphRunner:
             else:
                 self._execute(run)
             self.current = None
-            self.statistics.busy += time.perf_counter() - start
-            del run, failed
+            seconds = time.perf_counter() - start
+            self.statistics.busy += seconds
+            run.block.seconds = seconds
 
     def _fail(self, run: BlockRun, error: BaseException) -> None:
         """Python meets the error, and nothing later runs before."""

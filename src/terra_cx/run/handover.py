@@ -9,6 +9,8 @@ Guarantees:
 * In turns, Python and graph alternate: runs are held back until a value is read or ``run_ahead`` regions have
   gathered, and Python waits. That is mode ``lazy``; in mode ``co`` it is chosen where it was measured to be faster,
   which it is where a run costs less than waking the other thread and passing the interpreter back and forth.
+  Where the runs held back are known to be quick, the owner thread executes them itself (`execute_held`) rather than
+  wait for a thread that would be woken for them.
 * All waits are on plain locks, which signals interrupt; one that exceeds the watchdog's limit is told once.
 """
 
@@ -24,6 +26,8 @@ from terra_cx.run.graph_runner import GraphRunner
 __all__ = ["Handover"]
 
 _OPEN, _SENT = State.OPEN, State.SENT
+_QUICK = 0.005
+"""Seconds for which Ctrl-C may wait."""
 
 
 class Handover:
@@ -43,6 +47,8 @@ class Handover:
         self.youngest: BlockRun | None = None
         """The run issued last; when it is done, all are."""
         self._held: list[BlockRun] = []
+        self._sent: BlockRun | None = None
+        """The run that the owner thread has sent last."""
         self._regions_held = 0
         self._ahead: deque[BlockRun | None] = deque()
 
@@ -54,6 +60,7 @@ class Handover:
         if self.in_turns:
             self._held.append(run)
         else:
+            self._sent = run
             self.runner.send(run)
 
     def take_turns(self, in_turns: bool) -> None:
@@ -67,8 +74,29 @@ class Handover:
         if self._held:
             for run in self._held:
                 self.runner.send(run)
+            self._sent = self._held[-1]
             self._held = []
             self._regions_held = 0
+
+    def held_are_quick(self) -> bool:
+        """Whether waiting for what is held back would take longer than doing it, and nothing is before it."""
+        held, sent = self._held, self._sent
+        return (
+            bool(held)
+            and (sent is None or sent.state > _SENT)
+            and sum([run.block.seconds for run in held]) < _QUICK
+            and all(run.complete and run.outputs in run.block.variants for run in held)
+        )
+
+    def execute_held(self) -> None:
+        """Execute what is held back on the calling thread, the owner's.
+
+        Raises:
+            BaseException: what a signal handler of the program raises; everything has been executed then.
+        """
+        self.runner.execute_here(self._held)
+        self._held = []
+        self._regions_held = 0
 
     def publish(self, run: BlockRun | None) -> None:
         """Have everything that was issued executed now, and wait for it; from any thread but the runner's.
@@ -86,12 +114,6 @@ class Handover:
                 self.runner.send(run)
         if last is not None:
             self.wait(last, "an op from elsewhere")
-
-    def settle(self) -> None:
-        """Wait until everything that was issued is done."""
-        self.flush()
-        if self.youngest is not None:
-            self.wait(self.youngest, "drain")
 
     def region_over(self) -> bool:
         """A region ended: keep Python within its bound; True if everything must be settled for that."""

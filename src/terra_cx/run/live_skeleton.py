@@ -58,6 +58,12 @@ class LiveSkeleton(Skeleton):
             return entry.own(*args, **kwargs)
         return super().library_call(entry, args, kwargs)
 
+    def function_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `library_call`."""
+        if not _tapes_empty():
+            return function.own(*args, **kwargs)
+        return super().function_call(function, args, kwargs)
+
     def _tell(self, op: Any, inputs: list[Any], attrs: Any, outputs: list[Any], *scope: Any) -> None:
         _record(op, inputs, attrs, outputs, *(scope or ("",)))
         if not all(type(tensor) is Placeholder for tensor in outputs):

@@ -5,31 +5,30 @@ Guarantees:
 * An op is answered only if it is the block's next op: same op, attributes, constants, wiring, dtypes and
   shapes. Anything else is a *leave* (the TraceGraph holds another way on) or a *divergence* (it does not),
   and nothing is lost by either.
-* A run is handed over only when all its ops have been issued by Python with those very inputs; there is no
-  speculation.
+* What was issued and not handed over, and who may wait for it: see `run.dispatching`.
 * An op is committed by `advance`, in a stretch of bytecode that nothing can interrupt; all that is written before
   counts for nothing until then. So an exception (Ctrl-C) leaves the run as it was.
 * Ops of other threads, and ops that arrive while the skeleton is at work (finalisers, signal handlers), run natively.
   If they may depend on what Python has issued, the open run is *frozen* and handed over first; the op that was being
-  validated finds that out when it is to be committed, and is validated anew behind it. Only the owner thread ever
-  opens, leaves or replaces a run.
+  validated finds that out when it is to be committed, and is validated anew behind it.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+from sys import gettrace
 from threading import get_ident
 from typing import Any
 
 from terra_cx.compile.blocks import LIST, LOCAL, Block, Step
 from terra_cx.reasons import Reason
 from terra_cx.run.arguments import SEQUENCES, normalised
-from terra_cx.run.block_run import BlockRun, Draw, Frozen, State
+from terra_cx.run.block_run import BlockRun, Draw, Frozen
 from terra_cx.run.checks import admits, bindings
-from terra_cx.run.differences import Difference, of_op, of_shape
+from terra_cx.run.differences import of_op, of_shape
+from terra_cx.run.divergence import Diverge
 from terra_cx.run.handover import Handover
-from terra_cx.run.region_log import Event, RegionLog
+from terra_cx.run.region_log import Event
 from terra_cx.run.taping import Taping
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
@@ -41,41 +40,15 @@ from terra_cx.tf.slots import Slot
 from terra_cx.trace.keys import freeze
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
-__all__ = ["Diverge", "Skeleton"]
+__all__ = ["Skeleton"]
 
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 """What a mistake of ours looks like; TensorFlow's own refusals have other types."""
-_OPEN = State.OPEN
 _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]
 _accessed = REAL["TFE_Py_TapeVariableAccessed"]
 _watched = REAL["TFE_Py_VariableWatcherVariableAccessed"]
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
-_getrefcount = sys.getrefcount
-
-_KEPT = 8
-"""Logs of past regions that are kept for tapes nobody has asked yet; beyond that the tapes are made native."""
-
-
-def _alive(slots: list[Slot | None]) -> list[int]:
-    return [index for index, slot in enumerate(slots) if slot is not None and _getrefcount(slot) > _SLOT_BASE]
-
-
-def _measure_base() -> int:
-    slots = [Slot.__new__(Slot)]
-    return next(iter([_getrefcount(slot) for index, slot in enumerate(slots)]))
-
-
-_SLOT_BASE = _measure_base()
-
-
-class Diverge(Exception):
-    """The TraceGraph does not hold what Python does; ``detail`` says it in words, or is the difference."""
-
-    def __init__(self, reason: Reason, detail: str | Difference) -> None:
-        super().__init__(str(detail))
-        self.reason = reason
-        self.detail = detail
 
 
 class Answer:
@@ -108,218 +81,21 @@ class Skeleton(Taping):
         *,
         sync_errors: bool = False,
     ) -> None:
-        super().__init__(get_ident(), RegionLog(0))
-        self.graph = graph
+        super().__init__(graph, handover, diverged)
         self.block_for = block_for
-        self.handover = handover
-        self.diverged = diverged
         self.sync_errors = sync_errors
         self.independent = Independence()
-        self.scoped = native.only_device() is None
-        """Whether a device scope means anything, because there is a choice."""
-        self.rebuild: Callable[[], None] = lambda: None
-        """Makes the tapes of kept logs native (`run.fallback.rebuild`), which frees the logs."""
-        self.kept: list[RegionLog] = []
-        self.previous: Node = graph.root
         self.elider: Any = None
         """Who elides library calls (`run.elider.Elider`), if anybody."""
-        self.nowhere = Node(-2, graph.root.call)
-        self.risky = BlockRun(Block(-1, ()), self, 0, 0)
-        """The youngest run handed over that may fail."""
-        self.risky.state = State.DONE
-
-    # -- regions ---------------------------------------------------------------------------------------------
-    def begin(self) -> None:
-        """A region starts."""
-        self.log = RegionLog(self.log.number + 1)
-        self.previous = self.graph.root
-        self.run = self.step = None
-
-    def end(self) -> None:
-        """The region is over: dispatch what is left, respect the run-ahead bound, surface a deferred error.
-
-        Raises:
-            BaseException: a kernel error of an earlier op.
-        """
-        run = self.run
-        if run is not None:
-            if not run.complete:
-                self.graph.cut(self.here(), "region end")
-            self.dispatch()
-        try:
-            if self.handover.region_over() or self.handover.runner.failed is not None:
-                self.drain()
-        except BaseException as error:
-            if error is self.handover.runner.raised:
-                self.conclude()
-            raise  # Ctrl-C in a wait: the region is not over, and its next op diverges
-        self.conclude()
-
-    def conclude(self) -> None:
-        """The region is over: keep the logs whose tapes can still be asked, let go of all others."""
-        logs = (*self.kept, self.log)
-        kept = [log for log in logs if log.tapes and log.askable()]
-        following, last, nowhere = RegionLog(self.log.number), self.previous, self.nowhere
-        # No call from here to the end of the change: Ctrl-C leaves the region open, or finds it over.
-        self.kept = kept
-        self.log = following
-        self.previous = nowhere
-        # Changed.
-        last.ends += 1
-        for log in logs:
-            if log not in kept:
-                log.release()
-        if len(kept) > _KEPT:
-            self.drain()
-            self.rebuild()
-
-    def forget(self) -> None:
-        """The region diverged and is over: its tapes are native now, nothing of its log is needed."""
-        self.log.release()
-        self.log = RegionLog(self.log.number)
-
-    def drain(self) -> None:
-        """Wait until the runner has done all that was handed over.
-
-        Raises:
-            BaseException: a kernel error of an earlier op; ops issued after it never ran, as in eager.
-        """
-        self.handover.settle()
-        error = self.handover.runner.take_error()
-        if error is not None:
-            run = self.run
-            if run is not None and run.state is _OPEN:
-                run.fail(error, State.DROPPED)
-            self.run = self.step = None
-            # What never ran is not part of the region, and must not be repeated should a tape be rebuilt.
-            self.log.runs = [other for other in self.log.runs if other.state is not State.DROPPED]
-            # If the program catches the error, the rest of the region is nothing that the graph knows.
-            self.previous = self.nowhere
-            raise error
-
-    # -- dispatch --------------------------------------------------------------------------------------------
-    def dispatch(self) -> None:
-        """Hand the open run over, as far as it has been validated."""
-        run = self.run
-        if run is None:
-            return
-        if run.pos == 0:  # its first op raised in Python's hands: nothing was validated
-            self.run = self.step = None
-            return
-        block = run.block
-        if block.idle:
-            run.finish(State.DONE)
-        else:
-            self.plan(run)
-            self.handover.issue(run)
-            if block.first_fallible is not None:
-                self.risky = run
-        self.previous = block.steps[run.pos - 1].node
-        self.log.position = run.position
-        self.run = self.step = None
-
-    def plan(self, run: BlockRun) -> None:
-        """Decide which values the run returns; made once, whoever comes first."""
-        block = run.block
-        log = self.log
-        keep = bool(log.tapes and log.askable())
-        alive = _alive(run.slots)
-        if keep:
-            kept = {op.base for op in block.ops if op.kind is Kind.READ} | set(block.draws)
-            alive = sorted({*alive, *(flat for flat in kept if run.slots[flat] is not None)})
-        live = frozenset(alive) - block.draws.keys()
-        if run.complete and not live <= block.outputs:
-            block.outputs = block.outputs | live
-        outputs = block.outputs
-        if run.outputs is None:
-            run.keep = keep
-            run.outputs = outputs
-
-    def at_risk(self) -> bool:
-        """Whether an op that may fail was issued and is not known to have succeeded."""
-        if self.busy:
-            return False  # whoever asks is none of the region's: a finaliser, a signal handler
-        return self.handover.runner.failed is not None or self.risky.state <= State.SENT or self._open_risk()
-
-    def _open_risk(self) -> bool:
-        run = self.run
-        if run is None or run.pos == 0:
-            return False
-        first = run.block.first_fallible
-        return first is not None and first < run.block.steps[run.pos - 1].ops[1]
-
-    def barrier(self) -> None:
-        """Errors of ops issued so far must surface here: wait if any of them can fail.
-
-        Raises:
-            BaseException: a kernel error of an earlier op.
-        """
-        if self._open_risk():
-            if self.run is not None and not self.run.complete:
-                self.graph.cut(self.here(), "try")
-            self.dispatch()
-        if self.risky.state <= State.SENT:
-            self.handover.flush()
-            self.handover.wait(self.risky, "try")
-        if self.handover.runner.failed is not None:
-            self.drain()
-
-    def fetch(self, slot: Slot) -> None:
-        """Python reads a placeholder (see `Slot.resolve`).
-
-        Raises:
-            RuntimeError: a finaliser on the graph runner's thread asks for a value that this thread has yet to compute.
-        """
-        run = slot.run
-        if not isinstance(run, BlockRun):
-            return
-        if self.handover.runner.is_current_thread():
-            if run.state <= State.SENT:
-                raise RuntimeError(
-                    "terra-cx: a finaliser that runs between two blocks reads a value of a later one"
-                )
-            return
-        if not self._mine():
-            if run.state <= State.SENT:
-                self.publish()
-                self.handover.wait(run, "fetch")
-            return
-        try:
-            self.await_run(run)
-        except _INTERNAL as error:
-            self.diverged(self.failed(error))  # has all done that was issued
-        if slot.value is None and self.handover.runner.failed is not None:
-            self.drain()
-
-    def await_run(self, run: BlockRun) -> None:
-        """Have a run of this thread's executed, and wait for it."""
-        if run is self.run:
-            if not run.complete:
-                self.graph.cut(self.here(), "fetch")
-            self.dispatch()
-        elif run.state is _OPEN:
-            raise RuntimeError(
-                "terra-cx: a placeholder of a run that was given up was read; please report this"
-            )
-        self.handover.flush()
-        self.handover.wait(run, "fetch")
-
-    def publish(self) -> None:
-        """Have all ops that Python has issued executed, and wait for them; from any thread but the runner's."""
-        run = self.run
-        if run is None or run.pos == 0 or run.block.idle:
-            run = None
-        else:
-            run.frozen = True
-            self.plan(run)
-        self.handover.publish(run)
+        self.functions: Any = None
+        """Who elides calls of TensorFlow's functions (`run.function_elider.FunctionElider`), if anybody."""
 
     # -- ops -------------------------------------------------------------------------------------------------
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
         if self.busy or get_ident() != self.owner:  # `_mine`, without the call
             return self.foreign(op, lambda a: _fast(ctx, op, name, *a), args)
-        if self.scoped and native.context().device_name:
+        if self.scoped and self.placed():
             return self.diverge(Reason.DEVICE_SCOPE, f"{op} is placed by a device scope").fast(
                 ctx, op, name, *resolve_all(args)
             )
@@ -379,7 +155,7 @@ class Skeleton(Taping):
             return self.foreign(
                 text, lambda a: _execute(handle, device, op, a[0], attrs, outputs), (list(inputs),)
             )
-        if self.scoped and native.context().device_name:
+        if self.scoped and self.placed():
             return self.diverge(Reason.DEVICE_SCOPE, f"{text} is placed by a device scope").execute(
                 handle, device, op, resolve_all(list(inputs)), attrs, outputs
             )
@@ -413,15 +189,6 @@ class Skeleton(Taping):
             return self.failed(error)
         finally:
             self.busy = False
-
-    def failed(self, error: BaseException) -> Diverge:
-        """A failure of ours while validating is a divergence: counted, told, and the program goes on."""
-        self.handover.runner.internal("the skeleton", error)
-        return Diverge(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
-
-    def diverge(self, reason: Reason, detail: str | Difference) -> Any:
-        """Leave the TraceGraph for the rest of the region; the handler that goes on."""
-        return self.diverged(Diverge(reason, detail))
 
     def fits(self, run: BlockRun | None, step: Step, op: str, form: str, args: tuple[Any, ...]) -> bool:
         """Whether an op is what ``step`` expects; binds the run's parameters as it goes."""
@@ -460,11 +227,6 @@ class Skeleton(Taping):
                     self.left(here)
                 return self.enter(started, here, node)
         return None
-
-    def here(self) -> Node:
-        """The node of the last validated op."""
-        run = self.run
-        return self.previous if run is None or run.pos == 0 else run.block.steps[run.pos - 1].node
 
     def begun(self, node: Node) -> BlockRun:
         """A run of the block that begins at ``node``; the open run's placeholders count as made before it."""
@@ -518,10 +280,7 @@ class Skeleton(Taping):
             answer = _unpack(step.pack, [new_placeholder(slot) for slot in made])
             del made
         if step.needed:
-            turn = self.log.turns.get(step.node, 0)
-            for out in step.needed:
-                if out >= 0:
-                    self.log.bound[step.node, out, turn] = slots[base + out]
+            self.keep_outputs(run, step)
         self.advance(run, step)
         return answer
 
@@ -570,6 +329,13 @@ class Skeleton(Taping):
         for index in wanted:
             if index < len(bound) and bound[index] is not None:
                 self.log.bound[step.node, -1 - index, turn] = bound[index]
+
+    def keep_outputs(self, run: BlockRun, step: Step) -> None:
+        """Remember outputs that a gradient in a later block refers to."""
+        turn = self.log.turns.get(step.node, 0)
+        for out in step.needed:
+            if out >= 0:
+                self.log.bound[step.node, out, turn] = run.slots[step.base + out]
 
     def advance(self, run: BlockRun, step: Step) -> None:
         """Commit: the op at ``step`` is validated. A block that is followed by host time is dispatched at its end.
@@ -620,10 +386,6 @@ class Skeleton(Taping):
         if following is None and run.block.prompt:
             self.dispatch()
 
-    def position(self) -> int:
-        """The region's position of the next op."""
-        return self._position()
-
     def accessed(self, variables: Sequence[Any]) -> None:
         """A library call that is elided would have told tapes and watchers of these variables."""
         if self.log.tapes:
@@ -641,10 +403,23 @@ class Skeleton(Taping):
             self.log.events.append(Event(position + op, what))
 
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of a library (`elide.entries`): elided if everything it depends on is as it was."""
-        if self.elider is None or not self._mine():
+        """A call of a library (`elide.entries`): elided if everything it depends on is as it was.
+
+        Not while the program traces itself (a debugger, coverage): it is to see all frames.
+        """
+        if self.elider is None or not self._mine() or gettrace() is not None:
             return entry.own(*args, **kwargs)
         return self.elider.call(entry, args, kwargs)
+
+    def function_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a function of TensorFlow's (`elide.functions`), as `library_call`."""
+        if self.functions is None or self.busy or get_ident() != self.owner or gettrace() is not None:
+            return function.own(*args, **kwargs)
+        return self.functions.call(function, args, kwargs)
+
+    def in_charge(self) -> bool:
+        """Whether ops still come here: the region has not diverged."""
+        return bool(native.pywrap_tfe.TFE_Py_Execute == self.execute)
 
     def natively(self, step: Step, args: tuple[Any, ...], name: Any) -> Any:
         """Run an owner's op as in eager."""

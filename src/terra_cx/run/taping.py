@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from threading import get_ident
 from typing import Any
 
 from terra_cx.compile.blocks import Step
 from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits
-from terra_cx.run.differences import Difference, of_gradient
-from terra_cx.run.region_log import Event, RegionLog
+from terra_cx.run.differences import of_gradient
+from terra_cx.run.dispatching import Dispatching
+from terra_cx.run.divergence import Diverge
+from terra_cx.run.handover import Handover
+from terra_cx.run.region_log import Event
 from terra_cx.run.signature import signature_of, unknown_shapes
 from terra_cx.tf.boundary import Passive
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail
@@ -25,7 +27,7 @@ from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
-from terra_cx.trace.tracegraph import Node
+from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["Taping"]
 
@@ -34,23 +36,14 @@ _passive = Passive()
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 
 
-class Taping(ABC):
+class Taping(Dispatching, ABC):
     """The tape calls of the dispatch boundary, each under the name by which `tf.boundary.Handler` knows it.
 
-    Args:
-        owner: the thread that is co-executed.
-        log: the region in progress.
+    Args: those of `Dispatching`.
     """
 
-    def __init__(self, owner: int, log: RegionLog) -> None:
-        self.owner = owner
-        self.log = log
-        self.run: BlockRun | None = None
-        """The open run."""
-        self.step: Step | None = None
-        """What the open run expects next."""
-        self.busy = False
-        """Whether the owner thread is validating, or in an op of its own: what arrives then is not the program's."""
+    def __init__(self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge], Any]) -> None:
+        super().__init__(graph, handover, diverged)
         self._signatures: dict[Any, Any] = {}
 
     @abstractmethod
@@ -63,29 +56,10 @@ class Taping(ABC):
     def advance(self, run: BlockRun, step: Step) -> None:
         """Commit a validated step."""
 
-    @abstractmethod
-    def dispatch(self) -> None:
-        """Hand the open run over."""
-
-    @abstractmethod
-    def here(self) -> Node:
-        """The node of the last validated op."""
-
-    @abstractmethod
-    def diverge(self, reason: Reason, detail: str | Difference) -> Any:
-        """Leave the TraceGraph; the handler that goes on."""
-
-    def _mine(self) -> bool:
-        """Whether what arrives is the program's next: not another thread's, a finaliser's, a host callback's."""
-        return get_ident() == self.owner and not self.busy
-
-    def _position(self) -> int:
-        return self.log.position if self.run is None else self.run.position
-
     def _event(self, what: str, tape: Any = None, args: Any = None, detail: Any = None) -> None:
         log = self.log
         number = log.tape_number(tape) if tape is not None else -1
-        log.events.append(Event(self._position(), what, number, args, detail))
+        log.events.append(Event(self.position(), what, number, args, detail))
 
     # -- what the tapes are told ---------------------------------------------------------------------------------
     def tape_new(self, persistent: Any, watch_accessed: Any) -> Any:

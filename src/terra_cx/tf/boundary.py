@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from tensorflow.python.eager import context as _context
+
 from terra_cx.tf import gradient_tape, native, strided_slice, variable_writes
 from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
+from terra_cx.tf.replaced import Replaced
 
 __all__ = ["EFFECTS", "HARMLESS", "OPS", "TAPES", "TENSORS", "Boundary", "Handler", "Passive"]
 
@@ -81,6 +84,7 @@ EFFECTS = frozenset(
     {
         "TFE_Py_ExecuteCancelable",
         "TFE_ContextClearCaches",
+        "Context.add_op_callback",
         "TFE_Py_ForwardAccumulatorNew",
         "TFE_Py_ForwardAccumulatorSetAdd",
         "TFE_Py_ForwardAccumulatorJVP",
@@ -88,6 +92,7 @@ EFFECTS = frozenset(
     }
 )
 """Functions that run ops, or that change what ops do: a step that calls them is not co-executed."""
+_callbacks = Replaced(_context.Context, "add_op_callback", _context)
 _VALUES = frozenset(
     {"TFE_Py_TensorShapeSlice", "TFE_Py_TensorShapeOnDevice", "TFE_Py_PackEagerTensors", *_DLPACK}
 )
@@ -144,6 +149,9 @@ class Handler(Protocol):
 
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a library whose Python may be elided (`elide.entries`)."""
+
+    def function_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a function of TensorFlow's whose Python may be elided (`elide.functions`)."""
 
 
 def _holds_placeholder(value: Any) -> bool:
@@ -238,6 +246,10 @@ class Passive:
         """As it is."""
         return entry.own(*args, **kwargs)
 
+    def function_call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As it is."""
+        return function.own(*args, **kwargs)
+
     def query(self, name: str, *args: Any) -> Any:
         """Any other function that takes tensors."""
         return REAL[name](*[resolve_all(arg) for arg in args])
@@ -283,6 +295,7 @@ class Boundary:
         for name, function in setters.items():
             if name in REAL:
                 setattr(pywrap_tfe, name, function)
+        _callbacks.put(lambda *a: self.handler.query("Context.add_op_callback", *a))
         strided_slice.install()
         gradient_tape.install(lambda: self.handler.follows())
         variable_writes.install(lambda: self.handler.follows())
@@ -297,6 +310,7 @@ class Boundary:
         for name in (*OPS, *TAPES, *TENSORS, *_DLPACK, "TFE_ContextClearCaches"):
             if name in REAL:
                 setattr(pywrap_tfe, name, REAL[name])
+        _callbacks.take_back()
         strided_slice.remove()
         gradient_tape.remove()
         variable_writes.remove()

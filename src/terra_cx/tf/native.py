@@ -58,7 +58,8 @@ __all__ = [
 REAL: dict[str, Callable[..., Any]] = {
     name: getattr(pywrap_tfe, name) for name in dir(pywrap_tfe) if name.startswith("TFE_")
 }
-"""The unhooked functions of ``pywrap_tfe`` by name."""
+"""The unhooked functions of ``pywrap_tfe`` by name, and the method by which somebody asks to be told of every op."""
+REAL["Context.add_op_callback"] = _context.Context.add_op_callback
 
 EagerTensor: Any = ops.EagerTensor
 EagerTensorBase: Any = ops._EagerTensorBase
@@ -94,6 +95,11 @@ def context() -> Any:
     ctx = _context.context()
     ctx.ensure_initialized()
     return ctx
+
+
+def told_of_ops() -> bool:
+    """Whether somebody is told of every op of this thread."""
+    return bool(context().op_callbacks)
 
 
 @functools.cache

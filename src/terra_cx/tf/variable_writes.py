@@ -24,7 +24,7 @@ from terra_cx.tf.native import EagerTensor, executing_eagerly
 from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.replaced import Replaced
 
-__all__ = ["install", "remove"]
+__all__ = ["install", "is_written", "remove", "written_again"]
 
 _Plain = resource_variable_ops.ResourceVariable
 _Unread = resource_variable_ops._UnreadVariable
@@ -33,6 +33,18 @@ _methods = {
     name: Replaced(_Plain, name, resource_variable_ops, weak_tensor_ops)
     for name in ("assign", "assign_add", "assign_sub")
 }
+
+
+def is_written(value: Any) -> bool:
+    """Whether ``value`` is what a write of a variable has returned."""
+    return type(value) is _Unread
+
+
+def written_again(value: Any) -> Any:
+    """As ``value``, which a write has returned, for another write of the same variable."""
+    made = _Unread.__new__(_Unread)
+    made.__dict__.update(value.__dict__)
+    return made
 
 
 class _Results:

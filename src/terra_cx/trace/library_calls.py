@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from terra_cx.elide.calls import Argument, LibraryCall, Source, flatten, normal, repeated
+from terra_cx.elide.calls import (
+    Argument,
+    LibraryCall,
+    Source,
+    flatten,
+    is_conversion,
+    is_telling,
+    normal,
+    repeated,
+)
 from terra_cx.elide.entries import OPAQUE, Entries, Entry
 from terra_cx.elide.names import Names, is_library, used_names
 from terra_cx.elide.state import State, Unfit
@@ -21,6 +30,7 @@ from terra_cx.tf import native
 from terra_cx.tf.native import REAL, EagerTensor
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec
+from terra_cx.tf.variable_writes import is_written
 from terra_cx.trace.records import Call, Const, Ext, Known, Local, Resource
 
 if TYPE_CHECKING:
@@ -46,8 +56,6 @@ _INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, 
 _COMPUTED = (Kind.PURE, Kind.READ, Kind.WRITE, Kind.KNOWN)
 _TOLD = ("access", "stop", "restart")
 """What a call may tell the tapes."""
-_LARGEST = 1 << 20
-"""Elements of an array that is passed to an elided call."""
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 _tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 
@@ -193,7 +201,7 @@ class _Noted:
             self._arrays
         ):
             raise Unfit("equal arrays are passed to it")
-        if any(not _is_telling(array) for array in self._arrays.values()):
+        if any(not is_telling(array) for array in self._arrays.values()):
             raise Unfit("an array is passed to it that may be taken for a constant")
         state = State([self._args[0], *objects], used, OPAQUE)
         data = names.add(watch.codes, watch.methods)
@@ -267,7 +275,7 @@ class _Noted:
         shape, dtype = tensor._shape_tuple(), tensor._datatype_enum()
         for number, array in self._arrays.items():
             if array.shape == shape:
-                if not _is_conversion(array, tensor, dtype):
+                if not is_conversion(array, tensor):
                     raise Unfit("it changes an array that is passed to it")
                 return ("array", number, dtype)
         return ("fixed", tensor)
@@ -285,6 +293,8 @@ class _Noted:
             return ("arg", self._numbers[id(leaf)])
         if id(leaf) in self._reached or isinstance(leaf, (int, float, str, bool, type(None))):
             return ("fixed", leaf)
+        if is_written(leaf):
+            return ("copy", leaf)
         raise Unfit(f"it returns a new {type(leaf).__name__}")
 
 
@@ -302,21 +312,6 @@ def _argument(leaf: Any) -> Argument:
     if isinstance(leaf, np.ndarray):
         return Argument(Spec(native.as_tensor(leaf)._datatype_enum(), leaf.shape), leaf.dtype, leaf.tobytes())
     return Argument(None, leaf)
-
-
-def _is_conversion(array: np.ndarray[Any, Any], tensor: Any, dtype: int) -> bool:
-    """Whether a tensor is what TensorFlow makes of an array."""
-    try:
-        other = native.as_tensor(array, native.dtype_of(dtype))
-    except (TypeError, ValueError):
-        return False
-    return native.host_value(other).tobytes() == native.host_value(tensor).tobytes()
-
-
-def _is_telling(array: np.ndarray[Any, Any]) -> bool:
-    """Whether no constant of a library's own can be taken for the array: it holds more than one value."""
-    plain = type(array) is np.ndarray and array.dtype.kind in "fiub" and 1 < array.size <= _LARGEST
-    return plain and bool((array != array.flat[0]).any())
 
 
 def _numpys_state() -> bytes:

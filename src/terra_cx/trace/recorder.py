@@ -472,6 +472,10 @@ class Recorder:
             return entry.own(*args, **kwargs)
         return self.calls.call(entry, args, kwargs)
 
+    def function_call(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """A call of a function of TensorFlow's (`elide.functions`): as it is."""
+        return function.own(*args, **kwargs)
+
     def query(self, name: str, *args: Any) -> Any:
         """Any other function of the boundary that takes tensors: resolved, then asked natively."""
         if name in EFFECTS:

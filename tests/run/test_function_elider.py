@@ -1,0 +1,352 @@
+"""Elided functions of TensorFlow's: what changes what a call does takes effect in the very step, as in eager."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from truth import both_ways
+
+from terra_cx.run import elisions, function_elider
+
+LATE = 30
+STEPS = 50
+
+
+def shortened(report):
+    return sum(anchor["elisions"]["functions"] for anchor in report["anchors"])
+
+
+def batches(*shape, steps=STEPS):
+    rng = np.random.default_rng(3)
+    return [tf.constant(rng.normal(size=shape).astype("float32")) for _ in range(steps)]
+
+
+class State(dict):
+    """The variables of a program, and what else it keeps; ``count`` is written in each step, which makes it one."""
+
+    def __init__(self):
+        super().__init__(w=tf.Variable(tf.reshape(tf.range(9.0), (3, 3)) / 9.0), b=tf.Variable(tf.ones(3)))
+        self.count = tf.Variable(0)
+        self.scalar, self.other = tf.Variable(1.5), tf.Variable(tf.fill([3], 5.0))
+
+
+def compare(step, *, least=20, change=None, shape=(4, 3), steps=STEPS, **settings):
+    """``step(x, state, late)`` in a loop, both ways; so many calls of functions must have been elided."""
+
+    def program(see):
+        state = State()
+        for number, x in enumerate(batches(*shape, steps=steps)):
+            if number == LATE and change is not None:
+                change(state)
+            state.count.assign_add(1)
+            see(step(x, state, number >= LATE))
+        return [state["w"], state["b"], state.count]
+
+    report = both_ways(program, **settings)
+    assert shortened(report) >= least, report["anchors"][0]["elisions"]
+    assert sum(anchor["elisions"]["mismatches"] for anchor in report["anchors"]) == 0
+    return report
+
+
+def train(x, state, late, **more):
+    with tf.GradientTape() as tape:
+        y = tf.nn.relu(tf.matmul(x, state["w"]) + state["b"])
+        loss = tf.reduce_mean(tf.square(y), **more)
+    for variable, gradient in zip(state.values(), tape.gradient(loss, [*state.values()]), strict=True):
+        variable.assign_sub(0.1 * gradient)
+    return loss
+
+
+def test_a_training_step():
+    report = compare(train, least=120, co_executed=30)
+    assert report["anchors"][0]["elisions"]["compared"] > 10
+
+
+def test_in_turns_overlapped_and_with_errors_in_place():
+    for pace in ("turns", "overlapped"):
+        compare(train, least=60, pace=pace)
+    compare(train, least=60, sync_errors=True)
+
+
+def test_off():
+    def program(see):
+        state = State()
+        for x in batches(4, 3):
+            see(train(x, state, False))
+
+    report = both_ways(program, no_elide=True)
+    assert report["anchors"][0].get("elisions") is None
+
+
+def number_each_time(x, state, late):
+    state.number = getattr(state, "number", 0) + 1
+    return tf.matmul(x, state["w"]) * (1.0 / state.number)
+
+
+def zeros(x, state, late):
+    y = tf.matmul(x, state["w"])
+    return 1.0 / (y * (-0.0 if late else 0.0))
+
+
+def other_axis(x, state, late):
+    y = tf.matmul(x, state["w"])
+    return tf.reduce_sum(y, axis=0 if late else 1)
+
+
+def other_keyword(x, state, late):
+    y = tf.matmul(x, state["w"])
+    return tf.reduce_sum(y, keepdims=late)
+
+
+def other_order(x, state, late):
+    y = tf.matmul(x, state["w"])
+    z = tf.tanh(y)
+    a, b = (z, y) if late else (y, z)
+    return tf.subtract(a, b) + a / b
+
+
+def one_tensor_twice(x, state, late):
+    y = tf.matmul(x, state["w"])
+    z = tf.tanh(y)
+    return tf.subtract(y, y if late else z) + tf.concat([z, z if late else y], 0)[:4]
+
+
+def longer_list(x, state, late):
+    y = tf.matmul(x, state["w"])
+    return tf.add_n([y, y, y] if late else [y, y]) + tf.stack([y, y])[0]
+
+
+def other_variable(x, state, late):
+    y = tf.matmul(x, state["w"])
+    return y + (state["w"][0] if late else state["b"])
+
+
+def other_variable_itself(x, state, late):
+    return tf.matmul(x, state["w"]) + (state.other if late else state["b"])
+
+
+def other_dtype(x, state, late):
+    y = tf.matmul(x, state["w"])
+    z = tf.cast(y, tf.float64 if late else tf.float32)
+    return tf.exp(z) * 0.5
+
+
+def other_shape(x, state, late):
+    x = x[:3] if late else x
+    y = tf.matmul(x, state["w"])
+    return tf.reduce_mean(y) * tf.cast(tf.shape(y)[0], tf.float32)
+
+
+def other_slice(x, state, late):
+    y = tf.matmul(x, state["w"])
+    return y[1:, None, 0] if late else y[:-1, None, 1]
+
+
+def array_each_time(x, state, late):
+    rng = np.random.default_rng(int(late))
+    array = rng.normal(size=(3, 2 + late)).astype("float32")
+    return tf.matmul(tf.matmul(x, state["w"]), array)
+
+
+def array_edited(x, state, late):
+    array = state.setdefault("array", np.ones((3, 3), "float32"))
+    array[0, 1] += 1.0
+    return tf.matmul(tf.matmul(x, state["w"]), array)
+
+
+def equal_array(x, state, late):
+    """All zeros, which the call might have made itself."""
+    return tf.matmul(x, state["w"]) + np.full((3,), 1.0 if late else 0.0, "float32")
+
+
+def value_that_decides(x, state, late):
+    """``tf.reshape`` and ``tf.one_hot`` take tensors whose values TensorFlow's Python may look at."""
+    y = tf.matmul(x, state["w"])
+    rows = tf.constant([3, 4] if late else [4, 3])
+    return tf.reshape(y, rows) + 0.0
+
+
+def tape_around(x, state, late):
+    y = tf.matmul(x, state["w"])
+    if not late:
+        return tf.nn.swish(y) + y
+    with tf.GradientTape() as tape:
+        z = tf.nn.swish(tf.matmul(x, state["w"]))
+        loss = tf.reduce_sum(z)
+    return tape.gradient(loss, state["w"])
+
+
+def dropout(x, state, late):
+    return tf.nn.dropout(tf.matmul(x, state["w"]), 0.5, seed=None if late else 3)
+
+
+def scalar_variable(x, state, late):
+    state.scalar.assign_add(0.25)
+    return state.scalar * tf.matmul(x, state["w"]) / state.scalar
+
+
+def integers(x, state, late):
+    y = tf.cast(tf.matmul(x, state["w"]) * 10, tf.int32)
+    return y // 3 + y % (5 if late else 4)
+
+
+def indexed(x, state, late):
+    return (
+        tf.gather(tf.matmul(x, state["w"]), [2, 0] if late else [0, 1], axis=1)
+        + tf.nn.embedding_lookup(state["w"], [1, 1, 2, 0])[:, :2]
+    )
+
+
+STEPS_THAT_CHANGE = [
+    number_each_time, zeros, other_axis, other_keyword, other_order, one_tensor_twice, longer_list, other_variable,
+    other_variable_itself, other_dtype, other_shape, other_slice, array_each_time, array_edited, equal_array,
+    value_that_decides, tape_around, dropout, scalar_variable, integers, indexed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", STEPS_THAT_CHANGE, ids=lambda step: step.__name__)
+def test_a_change_takes_effect_at_once(step):
+    compare(step, least=10, co_executed=15)
+
+
+class Doubling:
+    """Stands in for a function that a program has patched."""
+
+    def __init__(self, own):
+        self.own = own
+
+    def __call__(self, *args, **kwargs):
+        return self.own(*args, **kwargs) * 2.0
+
+
+def test_a_public_function_is_patched():
+    own = tf.matmul
+
+    def step(x, state, late):
+        tf.matmul = Doubling(own) if late else own
+        return tf.matmul(x, state["w"]) + state["b"]
+
+    try:
+        compare(step, least=10)
+    finally:
+        tf.matmul = own
+
+
+def test_an_operator_is_patched():
+    own = tf.Tensor.__add__
+
+    def patch(state):
+        tf.Tensor.__add__ = lambda a, b: tf.subtract(a, b)
+
+    def step(x, state, late):
+        return tf.matmul(x, state["w"]) + state["b"] + x
+
+    def program(see):
+        tf.Tensor.__add__ = own
+        state = State()
+        for number, x in enumerate(batches(4, 3)):
+            if number == LATE:
+                patch(state)
+            state.count.assign_add(1)
+            see(step(x, state, False))
+
+    try:
+        assert shortened(both_ways(program)) > 10
+    finally:
+        tf.Tensor.__add__ = own
+
+
+def test_checks_of_numerics_are_switched_on():
+    def change(state):
+        tf.debugging.enable_check_numerics()
+
+    def step(x, state, late):
+        y = tf.matmul(x, state["w"])
+        try:
+            return tf.math.log(y * 0.0 - 1.0) + y
+        except tf.errors.InvalidArgumentError as error:
+            return type(error).__name__
+
+    def program(see):
+        tf.debugging.disable_check_numerics()
+        state = State()
+        for number, x in enumerate(batches(4, 3)):
+            if number == LATE:
+                change(state)
+            state.count.assign_add(1)
+            see(step(x, state, False))
+
+    try:
+        assert shortened(both_ways(program)) > 10
+    finally:
+        tf.debugging.disable_check_numerics()
+
+
+def test_a_debugger_sees_all_frames():
+    """While the program traces itself nothing is elided."""
+
+    def program(see):
+        names = []
+
+        def trace(frame, event, arg):
+            names.append(frame.f_code.co_name)
+
+        w, count = tf.Variable(tf.eye(3)), tf.Variable(0)
+        for number, x in enumerate(batches(4, 3)):
+            count.assign_add(1)
+            if number == LATE:
+                sys.settrace(trace)
+            y = tf.matmul(x, w) + 1.0
+            if number == LATE:
+                sys.settrace(None)
+                see(names.count("matmul"))
+            see(y)
+
+    assert shortened(both_ways(program)) > 10
+
+
+def test_a_difference_is_found_and_told(monkeypatch, capsys):
+    """A private function is patched, which nothing but a comparison can see."""
+    from tensorflow.python.ops import gen_math_ops, math_ops
+
+    monkeypatch.setattr(elisions, "_EVERY", 8)
+    own = gen_math_ops.mat_mul
+
+    def program(see):
+        w, count = tf.Variable(tf.eye(3)), tf.Variable(0)
+        for number, x in enumerate(batches(4, 3, steps=90)):
+            count.assign_add(1)
+            monkeypatch.setattr(
+                gen_math_ops, "mat_mul", own if number < 40 else lambda a, b, *_, **__: a - b[:1]
+            )
+            y = tf.tanh(x)
+            see(tf.matmul(y, w) if number < 40 or number > 60 else 0)
+
+    assert math_ops.gen_math_ops is gen_math_ops
+    eager, co = [], []
+    import terra_cx
+
+    program(lambda value: eager.append(np.asarray(value)))
+    terra_cx.co_execute(quiet=True, sync_errors=False)(program)(lambda value: co.append(np.asarray(value)))
+    differing = [
+        number for number, (a, b) in enumerate(zip(eager, co, strict=True)) if not np.array_equal(a, b)
+    ]
+    assert all(61 <= number < 61 + 8 for number in differing), differing
+    assert "calls of tf.matmul" in capsys.readouterr().err or not differing
+
+
+def test_a_failure_of_ours_is_not_the_programs(monkeypatch):
+    def broken(*args):
+        raise LookupError("ours")
+
+    monkeypatch.setattr(function_elider, "_learned", broken)
+
+    def program(see):
+        state = State()
+        for x in batches(4, 3):
+            see(train(x, state, False))
+
+    assert shortened(both_ways(program, failures=True)) == 0
