@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz peers soak costs overlap lint format types check check-all matrix bench clean
+.PHONY: help venv demo test fuzz peers soak truth costs overlap lint format types check check-all matrix bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ peers: $(INSTALLED) ## the tests that Sonnet and TensorFlow Graphics carry, in e
 soak: $(INSTALLED) ## 100,000 steps of a program that keeps changing: memory, graphs, tensors and files must not grow
 	SOAK_STEPS=$(or $(STEPS),100000) $(BIN)/python -m pytest tests/test_soak.py -s $(UNHURRIED) $(ARGS)
 
+truth: $(INSTALLED) ## each metric of a profile against what a program measures itself; parts of a step add up to the step
+	PROFILE_TRUTH=1 $(BIN)/python -m pytest tests/profile/test_truth.py -s $(UNHURRIED) $(ARGS)
+
 lint: $(INSTALLED) ## check style and format with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -75,6 +78,7 @@ matrix: $(INSTALLED) ## the quick tests under every supported Python and TensorF
 costs: $(INSTALLED) ## what a validated op, a read, a write, a tape cost Python, beside eager
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(TF),dev,costs]'
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
+	$(BIN)/python tools/profile_costs.py
 
 overlap: $(INSTALLED) ## a step whose NumPy augmentation takes as long as its graph, in eager, tf.function and co-executed
 	$(BIN)/python benchmarks/overlap.py

@@ -99,6 +99,11 @@ def test_many_fallbacks_are_cut_to_the_dearest():
     assert lines[-1].strip() == "and 4 more kinds of fallback; --report lists them"
 
 
+def test_other_differences_are_counted():
+    (line,) = [x for x in summary(fallbacks=[fallback(differences=[{}, {}, {}])]) if x.startswith("fallback")]
+    assert line.endswith(": Relu instead of Elu (and 2 other differences)")
+
+
 def test_text_of_the_user_is_no_markup_and_is_not_wrapped():
     detail = "[bold]x[/bold] [0, 1] :smile:" + " long" * 100
     assert summary(fallbacks=[fallback(detail=detail)])[1].endswith(detail)

@@ -19,8 +19,17 @@ Importing this package does not import TensorFlow.
 
 from __future__ import annotations
 
+from typing import Any
+
 from terra_cx.api import co_execute, region
 
-__all__ = ["__version__", "co_execute", "region"]
+__all__ = ["__version__", "co_execute", "load_ipython_extension", "region"]
 
 __version__ = "0.1.0"
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext terra_cx` in IPython or a notebook: the cell magic `%%terra` (docs/notebook.md)."""
+    from terra_cx.notebook import TerraMagics
+
+    shell.register_magics(TerraMagics)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    from terra_cx.profile.output import Claim
     from terra_cx.session import Session
 
 __all__ = ["co_execute", "region"]
@@ -39,6 +41,8 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
         self._settings = settings
         self._session: Session | None = None
         self._probed = False
+        self._profile: Claim | None = None
+        self._process = 0
 
     def __enter__(self) -> Session:
         from terra_cx import config
@@ -47,6 +51,11 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
         options = config.load(self._settings)
         if not self._probed:
             options = dataclasses.replace(options, sync_errors=True)
+        if options.profile is not None and not options.disable:
+            from terra_cx.profile.output import claim
+
+            self._profile = claim(options.profile, options.mode)
+            self._process = os.getpid()
         session = Session(options)
         if options.disable or options.mode == "eager":
             return session
@@ -62,6 +71,20 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
             session.finish()
         finally:
             session.close()
+            if self._profile is not None and os.getpid() == self._process:  # not in a forked child
+                self._write_profile(session, self._profile)
+
+    @staticmethod
+    def _write_profile(session: Session, profile: Claim) -> None:
+        """A profile that cannot be written is told, and is no error of the program's."""
+        from terra_cx.profile.output import texts
+
+        try:
+            profile.write(texts(session, session.report()))
+        except Exception as error:  # noqa: BLE001
+            sys.stderr.write(
+                f"terra-cx: could not write its profile ({error}); the program is not affected\n"
+            )
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Decorate ``function``; each call is a session of its own."""

@@ -1,7 +1,8 @@
 """`terra-cx`: the commands around a run.
 
 `terra-cx run` is terra-run, `terra-cx graph` shows what was traced, `terra-cx check` compares with plain eager,
-`terra-cx bench` times.
+`terra-cx bench` times, `terra-cx explain` says what holds a program back, `terra-cx diff` what got slower, `terra-cx
+doctor` whether terra-cx works here.
 
 A command is a function that takes the words behind its name and returns an exit status, and an entry in
 `COMMANDS`. argparse sees the command's name only: the rest is the command's, which may hand most of it on
@@ -89,9 +90,33 @@ def bench(words: Sequence[str]) -> int:
     return command.main(words)
 
 
+def explain(words: Sequence[str]) -> int:
+    """`terra-cx explain`: a program's lines with what they cost, and what to change."""
+    from terra_cx.explain import command
+
+    return command.main(words)
+
+
+def diff(words: Sequence[str]) -> int:
+    """`terra-cx diff`: two runs compared, what got slower and why."""
+    from terra_cx.diff import command
+
+    return command.main(words)
+
+
+def doctor(words: Sequence[str]) -> int:
+    """`terra-cx doctor`: what there is here, and whether terra-cx works with it."""
+    from terra_cx.doctor import command
+
+    return command.main(words)
+
+
 COMMANDS = {
     "run": Command(run, "run a program co-executed; the same as terra-run"),
     "graph": Command(graph, "run a program and print the graph of what it did"),
     "check": Command(check, "run programs eager and co-executed, and compare all they did"),
     "bench": Command(bench, "time programs in eager, tf.function, XLA, lazily and co-executed"),
+    "explain": Command(explain, "which line holds a program back, and what to change"),
+    "diff": Command(diff, "compare two runs: what got slower, and why"),
+    "doctor": Command(doctor, "versions, processors, threads, and a self-test: does terra-cx work here?"),
 }

@@ -82,10 +82,13 @@ def _seconds(value: object) -> float:
     return number
 
 
-def _path(value: object) -> Path:
-    if not isinstance(value, str | Path) or not str(value):
-        raise ValueError("the name of a file")
-    return Path(value)
+def _path(what: str) -> Callable[[object], Path]:
+    def read(value: object) -> Path:
+        if not isinstance(value, str | Path) or not str(value):
+            raise ValueError(f"the name of a {what}")
+        return Path(value)
+
+    return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Options:
     mode: Mode = "co"
     quiet: bool = False
     report: Path | None = None
+    profile: Path | None = None
     run_ahead: int = 4
     pace: PaceName = "measured"
     warmup: int = 1
@@ -154,8 +158,9 @@ SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
         Setting("mode", _one_of(Mode), _MODES, "MODE"),
-        Setting("quiet", _flag, "no summary on stderr at the end"),
-        Setting("report", _path, "write what the summary is made from to FILE, as JSON", "FILE"),
+        Setting("quiet", _flag, "no summary on stderr at the end, and no progress on a terminal"),
+        Setting("report", _path("file"), "write what the summary is made from to FILE, as JSON", "FILE"),
+        Setting("profile", _path("directory"), "write a page, a timeline and numbers into DIR", "DIR"),
         Setting("run_ahead", _whole(1), "regions that Python may be ahead of the graph", "N"),
         Setting("pace", _one_of(PaceName), _PACES, "PACE"),
         Setting("warmup", _whole(1), "traced regions that must bring nothing new before compiling", "N"),

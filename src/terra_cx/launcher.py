@@ -11,7 +11,8 @@ The order of things, which the rest of this module keeps:
 5. the body's exception, if any, leaves for python to deal with: `sys.excepthook`, exit status, SIGINT;
 6. threads are joined and atexit handlers run, ours last: the report file, then the summary.
 
-Nothing here writes on stdout once the program has been started.
+Nothing here writes on stdout once the program has been started. On a terminal, a long run is told on stderr how it goes
+(`report.progress`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from terra_cx.report import files
 from terra_cx.report.record import Record, blank
 
 if TYPE_CHECKING:
+    from terra_cx.profile.output import Claim
     from terra_cx.session import Session
 
 
@@ -76,7 +78,12 @@ def start(
             program = load(target)
         except CompileError:
             hand_over(target, line.safe_path)
-        launch = Launch(program, target.command, options, report, after)
+        profile = None
+        if options.profile is not None and not options.disable:
+            from terra_cx.profile.output import claim
+
+            profile = claim(options.profile, options.mode)
+        launch = Launch(program, target.command, options, report, profile, after)
         launch.start_session()
     except UsageError as error:
         sys.stderr.write(f"{command}: {error}\n")
@@ -94,6 +101,7 @@ class Launch:
         command: list[str],
         options: config.Options,
         report: Path | None,
+        profile: Claim | None = None,
         after: AfterBody | None = None,
     ) -> None:
         self._program = program
@@ -104,6 +112,8 @@ class Launch:
         self._session: Session | None = None
         self._internal_errors = 0
         self._report_text: str | None = None
+        self._profile = profile
+        self._profile_texts: dict[str, str] | None = None
         self._summary_text: str | None = None
         self._process = os.getpid()
         self._stderr = sys.stderr  # the program may put something else in its place
@@ -131,6 +141,15 @@ class Launch:
             self._failed("could not start", error)
         else:
             self._session = session
+            self._attempt("could not prepare to tell how the run goes on", self._follow)
+
+    def _follow(self) -> None:
+        """Have a line written now and then if somebody watches the run on a terminal."""
+        stderr = self._stderr
+        if self._session is not None and not self._options.quiet and stderr is not None and stderr.isatty():
+            from terra_cx.report.progress import Progress
+
+            self._session.on_region = Progress(self._session.report, stderr)
 
     def run(self, safe_path: bool) -> None:
         """Run the program; an exception that leaves its body, SystemExit included, leaves here too."""
@@ -204,6 +223,10 @@ class Launch:
         record["internal_errors"] += self._internal_errors
         if self._report is not None:
             self._report_text = self._attempt("could not make its report", lambda: files.as_json(record))
+        if self._profile is not None and self._session is not None:
+            self._profile_texts = self._attempt(
+                "could not make its profile", lambda: self._made_profile(record)
+            )
         if not self._options.quiet and (self._session is not None or self._internal_errors):
             self._summary_text = self._attempt("could not make its summary", lambda: self._summary(record))
 
@@ -212,6 +235,12 @@ class Launch:
 
         return render(record, self._stderr)
 
+    def _made_profile(self, record: Record) -> dict[str, str]:
+        from terra_cx.profile.output import texts
+
+        assert self._session is not None
+        return texts(self._session, record)
+
     def _conclude(self) -> None:
         """Write the report and the summary; runs when everything of the program is over."""
         if os.getpid() != self._process:
@@ -219,6 +248,9 @@ class Launch:
         path, text = self._report, self._report_text
         if path is not None and text is not None:
             self._attempt(f"could not write {path}", lambda: files.write_text(path, text))
+        profile, texts = self._profile, self._profile_texts
+        if profile is not None and texts is not None:
+            self._attempt("could not write its profile", lambda: profile.write(texts))
         try:
             # python flushes stdout after the atexit handlers. Where both go to one file, the program's last
             # words should stand before ours.

@@ -38,6 +38,7 @@ from terra_cx.observe.originals import Originals
 from terra_cx.report.record import Record, blank
 
 if TYPE_CHECKING:
+    from terra_cx.profile.profiler import Profiler
     from terra_cx.run.conductor import Conductor
     from terra_cx.trace.surveyor import Surveyor
 
@@ -105,6 +106,11 @@ class Session:
         self.owner = threading.get_ident()
         self.internal_errors = 0
         self.conductor: Conductor | None = None
+        self.profiled = options.profile is not None
+        """Whether the run is to be watched; to be set before the program runs."""
+        self.profiler: Profiler | None = None
+        """What watches the run, if a profile was asked for and the program got as far as a loop."""
+        self._ended = 0.0
         self.on_region: Callable[[str], None] | None = None
         """Called with the anchor's line when a region begins; to be set before the program runs."""
         self._surveyor: Surveyor | None = None
@@ -184,6 +190,14 @@ class Session:
             # The hooks stay, passive: placeholders that the program still holds must be resolved on their way
             # in.
             self.conductor.boundary.use(self.conductor.boundary.passive)
+        self._ended = time.perf_counter()
+        if self.profiler is not None:
+            self.profiler.finish()
+
+    @property
+    def seconds(self) -> float:
+        """From its making to `close`, or to now."""
+        return (self._ended or time.perf_counter()) - self._begun
 
     def at_exit(self) -> None:
         """The interpreter ends; its threads are about to be joined."""
@@ -240,6 +254,8 @@ class Session:
                 self.options, boundary, StatementObserver(self.user, self.table), self._internal, self.user
             )
             self.conductor.on_region = self.on_region
+            if self.profiled:
+                self._watch(self.conductor)
         self.conductor.boundary.install()
         self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
         self._surveyed = self._barren = 0
@@ -247,6 +263,16 @@ class Session:
         self.conductor.boundary.use(self._surveyor)
         names.put_probe(self._survey_probe)
         self._survey(anchor_id, frame)
+
+    def _watch(self, conductor: Conductor) -> None:
+        """Profile what this conductor does; if that fails, there will be no profile."""
+        try:
+            from terra_cx.profile.profiler import Profiler
+
+            self.profiler = Profiler(self.user)
+            self.profiler.attach(conductor)
+        except Exception as error:  # noqa: BLE001
+            self._internal("profiling", error)
 
     def _survey_probe(self, anchor_id: int) -> None:
         if threading.get_ident() != self.owner or anchor_id not in self.table or self._inside:
@@ -442,16 +468,7 @@ class Session:
                 regions[key] += anchor.regions[key]
             regions["total"] += sum(anchor.regions.values())
             record["anchors"].append(anchor.as_dict())
-            record["fallbacks"].extend(
-                {
-                    "reason": f.reason,
-                    "line": _short(f.line),
-                    "detail": f.detail,
-                    "count": f.count,
-                    "seconds": round(f.seconds, 6),
-                }
-                for f in anchor.fallbacks.values()
-            )
+            record["fallbacks"].extend(fallback.as_dict() for fallback in anchor.fallbacks.values())
         main = max(conductor.anchors.values(), key=lambda a: sum(a.regions.values()), default=None)
         if main is not None:
             eager, co = main.step_ms()
@@ -495,7 +512,3 @@ def _tensorflow_ready() -> bool:
 
 def _line(anchor: Anchor) -> str:
     return f"{anchor.filename}:{anchor.line}"
-
-
-def _short(line: str) -> str:
-    return os.path.basename(line)

@@ -11,7 +11,9 @@ Keys of version 1:
 | `regions` | `{total, co_executed, traced, eager}`: counts |
 | `step_ms` | `{eager, co}`: milliseconds of a region, in eager and co-executed; null if none |
 | `overlap` | the part of the graph's time, 0 to 1, in which Python was running too; null if unknown |
-| `fallbacks` | list of `{reason, line, count, seconds, detail}`; `line` reads `train.py:12` |
+| `fallbacks` | list of `{reason, line, at, count, seconds, detail, differences}`; `line` reads `train.py:12`, `at` |
+| | has the whole path; `detail` says what was new when it happened first |
+| `differences` | list of `{what, op, where, new, known, lines, count}`: up to eight kinds (`run.differences`) |
 | `anchors` | list of `{line, state, nodes, blocks, given_up, manner, manner_ms}`; `given_up` is the reason or null; |
 | | `manner` is how its regions run as measured, overlapped or in turns, null before; `manner_ms` the measurements |
 | `internal_errors` | how often terra-cx itself failed and the program went on in eager |

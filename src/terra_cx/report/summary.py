@@ -8,6 +8,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.text import Text
 
+from terra_cx.report.quantities import count, milliseconds
 from terra_cx.report.record import Record
 
 MOST_FALLBACKS = 5  # shown in full; the rest is counted, and --report has them all
@@ -37,7 +38,7 @@ def facts(record: Record) -> Iterator[tuple[str, str, str]]:
         if anchor["given_up"]:
             yield "given up", "yellow", f"{anchor['line']}  {anchor['given_up']}"
     if record["internal_errors"]:
-        errors = _count(record["internal_errors"], "error")
+        errors = count(record["internal_errors"], "error")
         yield "internal", "red", f"{errors} inside terra-cx; the program went on in plain eager"
 
 
@@ -47,7 +48,7 @@ def _regions(record: Record) -> str:
         return "the program did not use TensorFlow"
     if not regions["total"]:
         return "no training step found; everything ran in plain eager"
-    text = f"{regions['co_executed']} of {_count(regions['total'], 'region')} co-executed"
+    text = f"{regions['co_executed']} of {count(regions['total'], 'region')} co-executed"
     others = [f"{regions[kind]} {kind}" for kind in ("traced", "eager") if regions[kind]]
     return text + (f" ({', '.join(others)})" if others else "")
 
@@ -56,26 +57,21 @@ def _speed(record: Record) -> str:
     eager, co = record["step_ms"]["eager"], record["step_ms"]["co"]
     parts = []
     if co and eager:
-        parts.append(f"step {_ms(co)}, eager {_ms(eager)} ({eager / co:.{1 if eager < 10 * co else 0}f}x)")
+        parts.append(
+            f"step {milliseconds(co)}, eager {milliseconds(eager)} ({eager / co:.{1 if eager < 10 * co else 0}f}x)"
+        )
     elif eager:
-        parts.append(f"eager step {_ms(eager)}")
+        parts.append(f"eager step {milliseconds(eager)}")
     if record["overlap"] is not None:
         parts.append(f"overlap {record['overlap']:.0%}")
     return ", ".join(parts)
 
 
 def _fallback(fallback: Record) -> str:
-    text = f"{fallback['line']}  {fallback['reason']}, {_count(fallback['count'], 'time')}"
+    text = f"{fallback['line']}  {fallback['reason']}, {count(fallback['count'], 'time')}"
     if fallback["seconds"]:
-        text += f", {_ms(1000 * fallback['seconds'])}"
-    return text + (f": {fallback['detail']}" if fallback["detail"] else "")
-
-
-def _ms(milliseconds: float) -> str:
-    if milliseconds >= 10_000:
-        return f"{milliseconds / 1000:.1f} s"
-    return f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds:.0f} ms"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+        text += f", {milliseconds(1000 * fallback['seconds'])}"
+    if fallback["detail"]:
+        text += f": {fallback['detail']}"
+    others = len(fallback.get("differences", ())) - 1
+    return text + (f" (and {count(others, 'other difference')})" if others > 0 else "")

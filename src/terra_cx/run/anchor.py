@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 from terra_cx.compile.blocks import Block, build_block
 from terra_cx.compile.lowering import lower
 from terra_cx.reasons import Reason
+from terra_cx.run.differences import Difference
 from terra_cx.run.elisions import Elisions
 from terra_cx.run.pace import Manner, Pace
 from terra_cx.trace.tracegraph import Node, TraceGraph
@@ -25,6 +27,8 @@ _WINDOW = 20
 _PATIENCE = 60
 """Regions before an anchor that keeps diverging is given up: a program with ten ways through its step needs some thirty
 to go each of them once."""
+_DIFFERENCES = 8
+"""Kinds of difference that are kept of one kind of fallback: shapes that never repeat have no end."""
 
 
 class Stage(Enum):
@@ -37,13 +41,43 @@ class Stage(Enum):
 
 @dataclass(slots=True)
 class Fallback:
-    """One kind of fallback: reason id, the user's line, what differed, how often, how long."""
+    """One kind of fallback: reason id, the user's line, what differed first, how often, how long."""
 
     reason: Reason
     line: str
     detail: str
     count: int = 0
     seconds: float = 0.0
+    differences: Counter[Difference] = field(default_factory=Counter)
+    """How often each difference was met; at most `_DIFFERENCES` kinds."""
+
+    def met(self, difference: Difference) -> None:
+        """Count a difference."""
+        if difference in self.differences or len(self.differences) < _DIFFERENCES:
+            self.differences[difference] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "reason": self.reason,
+            "line": os.path.basename(self.line),
+            "at": self.line,
+            "detail": self.detail,
+            "count": self.count,
+            "seconds": round(self.seconds, 6),
+            "differences": [
+                {
+                    "what": each.what,
+                    "op": each.op,
+                    "where": each.where,
+                    "new": each.new,
+                    "known": each.known,
+                    "lines": list(each.lines),
+                    "count": count,
+                }
+                for each, count in self.differences.most_common()
+            ],
+        }
 
 
 @dataclass(slots=True)
@@ -169,12 +203,14 @@ class ActiveAnchor:
         self.graph = TraceGraph(self.graph.max_nodes)
         self.retrace()
 
-    def fell_back(self, reason: Reason, line: str, detail: str) -> Fallback:
+    def fell_back(self, reason: Reason, line: str, detail: str | Difference) -> Fallback:
         """Count a fallback."""
         found = self.fallbacks.get((reason, line))
         if found is None:
-            found = self.fallbacks[reason, line] = Fallback(reason, line, detail)
+            found = self.fallbacks[reason, line] = Fallback(reason, line, str(detail))
         found.count += 1
+        if isinstance(detail, Difference):
+            found.met(detail.seen_from(line))
         return found
 
     def give_up(self, reason: Reason, detail: str) -> None:

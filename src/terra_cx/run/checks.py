@@ -1,4 +1,4 @@
-"""The checks of a block's arguments: whether Python passes what a step demands, and what differs if not.
+"""The checks of a block's arguments: whether Python passes what a step demands (`differences` says why not).
 
 A check is a tuple whose first item is a code of `compile.blocks`. Binding a parameter is part of checking it; what a
 failed or repeated check has bound is bound anew by the next one.
@@ -16,10 +16,9 @@ from terra_cx.run.block_run import BlockRun
 from terra_cx.tf import native
 from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.placeholder import Placeholder
-from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import same_const, same_known
 
-__all__ = ["admits", "attr_difference", "bindings", "difference", "flat_checks"]
+__all__ = ["admits", "bindings", "flat_checks"]
 
 
 def admits(run: Any, check: Check, arg: Any) -> bool:
@@ -117,28 +116,3 @@ def bindings(run: BlockRun, step: Step, *, guarded: bool = False) -> list[Any]:
         else:
             bound.append(None)
     return bound
-
-
-def difference(check: Check, arg: Any) -> str:
-    """In words, why an argument does not pass its check."""
-    code = check[0]
-    if code == PARAM and check[2]:
-        if isinstance(arg, EagerTensor):
-            given = f"dtype {arg._datatype_enum()} shape {tuple(arg.shape)}"
-            return f"{given} where dtype {check[3]} shape {check[4]} is known"
-        return f"a {type(arg).__name__} where a tensor is known"
-    if code == CONST:
-        return f"{arg!r:.60} where {check[1]!r:.60} is known"
-    if code == KNOWN:
-        return "another value than the guarded one"
-    if code == RESOURCE:
-        return "another variable"
-    return "another tensor"
-
-
-def attr_difference(given: tuple[Any, ...], known: tuple[Any, ...]) -> str:
-    """In words, which attribute differs first."""
-    for name, new, old in zip(given[::2], given[1::2], known[1::2], strict=False):
-        if freeze(new) != freeze(old):
-            return f"{name} is {new!r:.60} where {old!r:.60} is known"
-    return "other attributes"

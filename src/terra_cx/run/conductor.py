@@ -172,12 +172,12 @@ class Conductor:
         self._record(anchor)
 
     @property
-    def _measures(self) -> bool:
+    def measures(self) -> bool:
         """Whether the manner of a loop's regions is chosen by measurement."""
         return self.options.mode == "co" and self.options.pace == "measured"
 
     def _manner(self, anchor: ActiveAnchor) -> Manner:
-        if self._measures:
+        if self.measures:
             return anchor.pace.manner
         turns = self.options.mode == "lazy" or self.options.pace == "turns"
         return Manner.TURNS if turns else Manner.OVERLAPPED
@@ -260,7 +260,7 @@ class Conductor:
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
-        if self._measures:
+        if self.measures:
             anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:

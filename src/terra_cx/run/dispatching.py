@@ -19,6 +19,7 @@ from typing import Any
 from terra_cx.compile.blocks import Block, Step
 from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun, State
+from terra_cx.run.differences import Difference
 from terra_cx.run.divergence import Diverge
 from terra_cx.run.handover import Handover
 from terra_cx.run.region_log import RegionLog
@@ -307,6 +308,6 @@ class Dispatching:
         self.handover.runner.internal("the skeleton", error)
         return Diverge(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
-    def diverge(self, reason: Reason, detail: str) -> Any:
+    def diverge(self, reason: Reason, detail: str | Difference) -> Any:
         """Leave the TraceGraph for the rest of the region; the handler that goes on."""
         return self.diverged(Diverge(reason, detail))

@@ -9,7 +9,7 @@ from typing import Any
 from terra_cx.elide.calls import LibraryCall
 from terra_cx.elide.entries import Entries
 from terra_cx.elide.names import Names
-from terra_cx.trace.library_calls import ATTEMPTS, Refusals
+from terra_cx.trace.library_calls import ATTEMPTS, Refusal, Refusals
 from terra_cx.trace.records import Trace
 from terra_cx.trace.tracegraph import Node
 
@@ -54,7 +54,7 @@ class Elisions:
         """A comparison has shown that a call cannot be elided; the calls inside it may be."""
         key = (call.entry.name, id(call.receiver))
         self.calls[key][call.nodes[0] if call.nodes else None].remove(call)
-        self.refusals[key] = call.receiver, why, ATTEMPTS
+        self.refusals[key] = Refusal(call.receiver, why, ATTEMPTS, call.line)
         self._stale = True
 
     def refresh(self) -> None:
@@ -76,7 +76,7 @@ class Elisions:
 
     def learn(self, trace: Trace, found: Iterable[LibraryCall]) -> None:
         """Take over what a trace has noted; it has been merged."""
-        refused = sum(attempts for _, _, attempts in self.refusals.values())
+        refused = sum(refusal.attempts for refusal in self.refusals.values())
         self._stale = (
             self._stale or refused > self._refused
         )  # it may go better, or the calls inside may be elided
@@ -127,13 +127,13 @@ class Elisions:
             + [
                 {
                     "call": name,
-                    "of": type(receiver).__name__,
-                    "line": "?",
+                    "of": type(refusal.receiver).__name__,
+                    "line": refusal.line,
                     "ops": 0,
                     "elided": 0,
-                    "refused": why,
+                    "refused": refusal.why,
                 }
-                for (name, _), (receiver, why, _) in self.refusals.items()
+                for (name, _), refusal in self.refusals.items()
             ],
         }
 

@@ -61,6 +61,11 @@ class Pace:
         """Milliseconds per region in a manner that was measured."""
         return self.seconds[manner] * 1e3
 
+    @property
+    def measuring(self) -> bool:
+        """Whether regions are being timed, to choose how later ones run."""
+        return bool(self._windows)
+
     def ended(self, seconds: float, disturbed: bool) -> None:
         """A region ended.
 

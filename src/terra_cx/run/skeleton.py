@@ -24,7 +24,8 @@ from terra_cx.compile.blocks import LIST, LOCAL, Block, Step
 from terra_cx.reasons import Reason
 from terra_cx.run.arguments import SEQUENCES, normalised
 from terra_cx.run.block_run import BlockRun, Draw, Frozen
-from terra_cx.run.checks import admits, attr_difference, bindings, difference
+from terra_cx.run.checks import admits, bindings
+from terra_cx.run.differences import of_op, of_shape
 from terra_cx.run.divergence import Diverge
 from terra_cx.run.handover import Handover
 from terra_cx.run.region_log import Event
@@ -179,7 +180,7 @@ class Skeleton(Taping):
                     )
                     if found is not None:
                         return Answer(self.commit(*found, args, name))
-                    return Diverge(*self.explain(op, form, args))
+                    return Diverge(*of_op(self, op, form, args))
                 except Frozen:
                     self.dispatch()
         except Diverge as divergence:
@@ -289,7 +290,7 @@ class Skeleton(Taping):
             if step.needed:
                 self.keep_arguments(run, step)
             if step.op in SHAPE_OPS and not self.shapes_hold(step, args):
-                raise Diverge(Reason.NEW_SHAPE, f"{step.op} of a tensor whose shape only its value tells")
+                raise Diverge(Reason.NEW_SHAPE, of_shape(step, args))
             self.advance(run, step)
             return _unpack(step.pack, step.values)
         if step.kind is Kind.OWNER or not self.independent.of((args if step.form == "F" else args[0])[0]):
@@ -447,26 +448,6 @@ class Skeleton(Taping):
             return self.natively(step, args, name)
         finally:
             self.busy = False
-
-    def explain(self, op: str, form: str, args: tuple[Any, ...]) -> tuple[Reason, str]:
-        """Why an op diverges, by the difference."""
-        step = self.step
-        if step is None:
-            known = sorted({node.call.op for node in self.here().succ}) or ["the region's end"]
-            return (
-                Reason.NEW_ARGUMENTS if op in known else Reason.NEW_OP
-            ), f"{op} where {', '.join(known)} is known"
-        if step.op != op:
-            return Reason.NEW_OP, f"{op} where {step.op} is known"
-        inputs, attrs = (args[: step.width], args[step.width :]) if form == "F" else (args[0], args[1])
-        if step.form != form:
-            return Reason.NEW_ARGUMENTS, f"{op} takes another path through TensorFlow's Python code"
-        if attrs != step.attrs:
-            return Reason.NEW_ATTRIBUTES, f"{op}: {attr_difference(attrs, step.attrs)}"
-        for number, (check, arg) in enumerate(zip(step.checks, inputs, strict=False)):
-            if not admits(self.run, check, arg):
-                return Reason.NEW_ARGUMENTS, f"argument {number} of {op}: {difference(check, arg)}"
-        return Reason.NEW_ARGUMENTS, f"{len(inputs)} arguments of {op} where {len(step.checks)} are known"
 
     # -- others ----------------------------------------------------------------------------------------------
     def query(self, name: str, *args: Any) -> Any:

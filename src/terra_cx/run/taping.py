@@ -15,6 +15,7 @@ from terra_cx.compile.blocks import Step
 from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits
+from terra_cx.run.differences import of_gradient
 from terra_cx.run.dispatching import Dispatching
 from terra_cx.run.divergence import Diverge
 from terra_cx.run.handover import Handover
@@ -158,8 +159,11 @@ class Taping(Dispatching, ABC):
                 if not log.persistent(number):
                     log.consumed.add(number)
                 return answer
-        reason = Reason.NEW_GRADIENT if number >= 0 else Reason.TAPE_ACROSS_REGIONS
-        recorder = self.diverge(reason, "tape.gradient of a tape whose history is new")
+            signature = signature_of(self._signatures, log, number, _asked([*target, *given, *sources]))
+            difference = of_gradient(self.here(), self.step, attrs, signature)
+            recorder = self.diverge(Reason.NEW_GRADIENT, difference)
+        else:
+            recorder = self.diverge(Reason.TAPE_ACROSS_REGIONS, "the tape was opened in an earlier step")
         return recorder.tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
 
     def _validated(self, attrs: Any, flat: list[Any], tape: int) -> list[Any] | None:

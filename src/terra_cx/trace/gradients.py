@@ -25,7 +25,7 @@ from terra_cx.trace.rules import Need, Rule, Uses, rule_of, same_known
 if TYPE_CHECKING:
     from terra_cx.trace.tracegraph import Node
 
-__all__ = ["ExternalNames", "Gradients", "Passage"]
+__all__ = ["ExternalNames", "Gradients", "Passage", "is_unmatched"]
 
 _OPAQUE = frozenset({20, 21})  # resource, variant
 

@@ -6,7 +6,8 @@ Only outermost calls are noted. One that cannot be elided is remembered; the nex
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,15 +31,25 @@ from terra_cx.tf.native import REAL, EagerTensor
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec
 from terra_cx.tf.variable_writes import is_written
-from terra_cx.trace.records import Const, Ext, Known, Local, Resource
+from terra_cx.trace.records import Call, Const, Ext, Known, Local, Resource
 
 if TYPE_CHECKING:
     from terra_cx.trace.recorder import Recorder
 
-__all__ = ["ATTEMPTS", "CallNotes", "Refusals"]
+__all__ = ["ATTEMPTS", "CallNotes", "Refusal", "Refusals"]
 
-Refusals = dict[tuple[str, int], tuple[Any, str, int]]
-"""Calls that are not elided, by entry and the receiver's `id`: the receiver, why, and how often that was found."""
+
+class Refusal(NamedTuple):
+    """A call that is not elided: on what, why, how often that was found, the user's line (`?` if not known)."""
+
+    receiver: Any
+    why: str
+    attempts: int
+    line: str = "?"
+
+
+Refusals = dict[tuple[str, int], Refusal]
+"""By entry and the receiver's `id`."""
 ATTEMPTS = 2
 """Traces in which a call is looked at before it is refused for good: the first one may build its variables."""
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, ValueError)
@@ -74,13 +85,17 @@ class CallNotes:
     def call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call, and note it if it can be elided."""
         key = (entry.name, id(args[0]))
-        _, _, attempts = self._refusals.get(key, (None, "", 0))
+        known = self._refusals.get(key)
+        attempts = known.attempts if known is not None else 0
         if self._inside or attempts == ATTEMPTS or not native.executing_eagerly():
             return entry.own(*args, **kwargs)
         cls = type(args[0])
         if entry.runs_receiver and not is_library(cls.__module__):
-            self._refusals[key] = args[0], f"{cls.__qualname__} is not a library's", ATTEMPTS
-            return entry.own(*args, **kwargs)
+            first = len(self._recorder.trace.calls)
+            result = entry.own(*args, **kwargs)
+            why = f"{cls.__qualname__} is not a library's"
+            self._refusals[key] = Refusal(args[0], why, ATTEMPTS, _line(self._recorder.trace.calls[first:]))
+            return result
         args = normal(args)
         watch = Watch(self._user)
         if not watch.start():
@@ -119,11 +134,11 @@ class CallNotes:
                 )
             )
         except Unfit as error:
-            self._refusals[key] = args[0], str(error), attempts + 1
+            self._refusals[key] = Refusal(args[0], str(error), attempts + 1, _line(trace.calls[first:]))
         except _INTERNAL as error:
             # A mistake of ours, which must not be the program's: the call has run, and is never elided.
             why = f"it could not be looked at: {type(error).__name__}: {error}"
-            self._refusals[key] = args[0], why, ATTEMPTS
+            self._refusals[key] = Refusal(args[0], why, ATTEMPTS, _line(trace.calls[first:]))
         else:
             self._refusals.pop(key, None)
         return result
@@ -217,9 +232,7 @@ class _Noted:
             ],
             ambient=ambient,
             state=state,
-            line=f"{calls[0].site.filename}:{calls[0].site.line}"
-            if calls and calls[0].site is not None
-            else "?",
+            line=_line(calls),
         )
 
     def _source(self, ref: Any) -> Source:
@@ -283,6 +296,12 @@ class _Noted:
         if is_written(leaf):
             return ("copy", leaf)
         raise Unfit(f"it returns a new {type(leaf).__name__}")
+
+
+def _line(calls: Sequence[Call]) -> str:
+    """The user's line that issued the first of these ops."""
+    site = calls[0].site if calls else None
+    return "?" if site is None else f"{site.filename}:{site.line}"
 
 
 def _argument(leaf: Any) -> Argument:

@@ -1,0 +1,1 @@
+"""What `--profile` does: watch a run for a while, and tell afterwards where its steps' time went."""

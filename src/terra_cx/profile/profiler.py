@@ -1,0 +1,349 @@
+"""The profiler of a run: counts all regions and waits, and opens windows in which it looks at everything.
+
+Windows begin at growing distances and the last ones of each anchor are kept, so that a long run costs what a short one
+does, in time and in memory. The first comes early, for programs that have few steps; later ones not while the pace is
+being measured, which they would disturb.
+
+A failure of ours is told in the profile and ends it; the program does not notice.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from terra_cx.observe.importer import UserCode
+from terra_cx.profile.device_lanes import device_lanes
+from terra_cx.profile.events import CO_EXECUTED, FETCH, Region, Window
+from terra_cx.profile.sampler import Places
+from terra_cx.profile.taps import Taps
+from terra_cx.profile.window import MOST_EVENTS, WindowRecorder, clock, wait_of
+from terra_cx.run.anchor import ActiveAnchor, Stage
+from terra_cx.run.block_run import BlockRun, State
+from terra_cx.run.uninterrupted import Uninterrupted
+from terra_cx.tf.xspace import DeviceSession, tracks
+
+if TYPE_CHECKING:
+    from terra_cx.run.conductor import Conductor
+    from terra_cx.tf.slots import Slot
+
+__all__ = ["AnchorProfile", "Plan", "Profiler", "WaitCount"]
+
+_KEPT = 2
+_MOST_ANCHORS = 16
+_ENOUGH = 8
+"""Steps of a window that may be taken for all."""
+_PATIENCE = 64
+"""Regions that the graph runner may take to come to a window's end."""
+_CONTIGUOUS = 1_000_000
+"""Nanoseconds between two regions, in which we have done what is between them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """When windows begin and end, and what they see."""
+
+    first: int = 8
+    """Co-executed regions of an anchor before its first window."""
+    times: int = 16
+    """The factor from one window's place to the next."""
+    steps: int = 32
+    seconds: float = 0.2
+    """A window ends when it has so many regions and is so long."""
+    most_steps: int = 1000
+    most_seconds: float = 5.0
+    """Or when it has so many, or is so long."""
+    devices: bool = True
+    """Whether TensorFlow's profiler is asked what devices do."""
+
+
+@dataclass(slots=True)
+class WaitCount:
+    """Waits of one kind: how often, nanoseconds."""
+
+    count: int = 0
+    nanoseconds: int = 0
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A window, with what TensorFlow's profiler recorded until its lanes are made of it."""
+
+    window: Window
+    trace: bytes | None
+    marks: dict[int, int]
+    problem: str | None
+
+
+@dataclass(slots=True)
+class AnchorProfile:
+    """What was seen of one anchor: its regions by kind, nanoseconds of these, its windows."""
+
+    anchor: ActiveAnchor
+    regions: Counter[str] = field(default_factory=Counter)
+    nanoseconds: Counter[str] = field(default_factory=Counter)
+    waits: defaultdict[tuple[str, str, str, str], WaitCount] = field(
+        default_factory=lambda: defaultdict(WaitCount)
+    )
+    """By line, reason, and for fetches the op whose value was read and its line."""
+    windows: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    next_at: int = 0
+    """Co-executed regions after which the next window begins."""
+
+    def window(self) -> Window | None:
+        """The window that metrics are taken of: the last with enough steps, else the one with most."""
+        kept = [each.window for each in self.windows if each.window.steps()]
+        enough = [window for window in kept if len(window.steps()) >= _ENOUGH]
+        return enough[-1] if enough else max(kept, key=lambda window: len(window.steps()), default=None)
+
+
+class Profiler:
+    """See the module's page.
+
+    Args:
+        user: tells the program's code.
+        plan: of its windows.
+    """
+
+    def __init__(self, user: UserCode, plan: Plan | None = None) -> None:
+        self.plan = plan if plan is not None else Plan()
+        self.anchors: dict[int, AnchorProfile] = {}
+        self.problems: list[str] = []
+        self.conductor: Conductor | None = None
+        self._places = Places(user.owns)
+        self._taps = Taps()
+        self._owner = threading.get_ident()
+        self._reading: tuple[Slot, int] | None = None
+        """What Python is reading, and since when."""
+        self._followed: set[int] = set()
+        self._open: WindowRecorder | None = None
+        self._closing: WindowRecorder | None = None
+        self._since = 0
+        self._window_anchor: AnchorProfile | None = None
+        self._window_from = 0
+        self._region: Region | None = None
+        self._of: AnchorProfile | None = None
+        self._last_end = 0
+        self._failed = False
+
+    # -- life ----------------------------------------------------------------------------------------------------
+    def attach(self, conductor: Conductor) -> None:
+        """Watch this conductor's regions from now on."""
+        self.conductor = conductor
+        self._taps.put(conductor, "begin_region", self._around_begin)
+        self._taps.put(conductor, "end_region", self._around_end)
+        self._taps.put(conductor.handover, "wait", self._around_wait)
+
+    def finish(self) -> None:
+        """The run is over and the graph runner has nothing to do: close what is open, make the device lanes."""
+        self._guarded(self._finish)
+        self._taps.take_out()
+
+    def windows(self) -> list[Window]:
+        """The windows that metrics are taken of, one for each anchor that has one."""
+        found = [profile.window() for profile in self.anchors.values()]
+        return [window for window in found if window is not None]
+
+    def _finish(self) -> None:
+        if self._open is not None:
+            self._close()
+        if self._closing is not None:
+            self._keep()
+        for profile in self.anchors.values():
+            for kept in profile.windows:
+                self._make_lanes(kept)
+
+    def _make_lanes(self, kept: _Kept) -> None:
+        problem = kept.problem
+        if kept.trace is not None:
+            try:
+                kept.window.lanes = device_lanes(tracks(kept.trace), kept.marks)
+            except Exception as error:  # noqa: BLE001  # another release's XSpace, no reader for it
+                problem = f"no device lanes: TensorFlow's profile could not be read ({error})"
+        kept.trace = None
+        if problem is not None and problem not in self.problems:
+            self.problems.append(problem)
+
+    # -- regions -------------------------------------------------------------------------------------------------
+    def _around_begin(self, real: Callable[..., None]) -> Callable[..., None]:
+        def begin_region(anchor: ActiveAnchor, frame: Any) -> None:
+            self._guarded(self._before, anchor)
+            real(anchor, frame)
+            self._guarded(self._begun, anchor)
+
+        return begin_region
+
+    def _around_end(self, real: Callable[..., None]) -> Callable[..., None]:
+        def end_region() -> None:
+            kind = self._kind()
+            try:
+                real()
+            finally:
+                self._guarded(self._over, kind)
+
+        return end_region
+
+    def _kind(self) -> str:
+        conductor = self.conductor
+        assert conductor is not None
+        if conductor.recorder is not None:
+            return "diverged" if conductor.skeleton is not None else "traced"
+        return CO_EXECUTED if conductor.skeleton is not None else "eager"
+
+    def _before(self, anchor: ActiveAnchor) -> None:
+        """A region is about to begin: windows are opened and closed here, outside of any region."""
+        start = clock()
+        profile = self.anchors.get(anchor.id)
+        if profile is None:
+            profile = self.anchors[anchor.id] = AnchorProfile(anchor, next_at=self.plan.first)
+        if self._turn_over(profile) or start - self._last_end > _CONTIGUOUS:
+            self._last_end = clock()
+        start = self._last_end
+        self._of = profile
+        self._region = Region(start, start, "", -1)
+
+    def _turn_over(self, profile: AnchorProfile) -> bool:
+        """Close and open windows as it is time; whether anything was done."""
+        changed = False
+        if self._closing is not None:
+            self._since += 1
+            if self._closing.settled or self._since > _PATIENCE:
+                self._keep()
+                changed = True
+        if self._open is not None:
+            plan = self.plan
+            seconds = (clock() - self._window_from) / 1e9
+            steps = len(self._open.window.regions)
+            full = self._open.events >= MOST_EVENTS
+            long = seconds >= plan.most_seconds or steps >= plan.most_steps
+            if full or long or (steps >= plan.steps and seconds >= plan.seconds):
+                self._open.window.truncated = full
+                self._close()
+                changed = True
+        elif self._closing is None and self._is_time(profile):
+            self._begin_window(profile)
+            changed = True
+        return changed
+
+    def _is_time(self, profile: AnchorProfile) -> bool:
+        anchor, conductor = profile.anchor, self.conductor
+        assert conductor is not None
+        done = anchor.regions[CO_EXECUTED]
+        if anchor.stage is not Stage.CO or done < profile.next_at or len(self.anchors) > _MOST_ANCHORS:
+            return False
+        return profile.next_at == self.plan.first or not (conductor.measures and anchor.pace.measuring)
+
+    def _begin_window(self, profile: AnchorProfile) -> None:
+        conductor = self.conductor
+        assert conductor is not None
+        done = profile.anchor.regions[CO_EXECUTED]
+        devices = DeviceSession() if self.plan.devices else None
+        opened = WindowRecorder(conductor, profile.anchor.line, done, self._places, devices)
+        while profile.next_at <= done:
+            profile.next_at *= self.plan.times
+        with Uninterrupted():
+            self._open, self._window_anchor = opened, profile
+            opened.open()
+        self._window_from = clock()
+
+    def _close(self) -> None:
+        assert self._open is not None
+        with Uninterrupted():
+            self._open.close()
+            self._open, self._closing, self._since = None, self._open, 0
+
+    def _keep(self) -> None:
+        done, self._closing = self._closing, None
+        assert done is not None
+        assert self._window_anchor is not None
+        with Uninterrupted():
+            window = done.finish()
+        self._window_anchor.windows.append(_Kept(window, done.trace, done.marks, done.problem))
+
+    def _begun(self, anchor: ActiveAnchor) -> None:
+        conductor, region = self.conductor, self._region
+        assert conductor is not None
+        skeleton = conductor.skeleton
+        if skeleton is None or region is None:
+            return
+        region.number = skeleton.log.number
+        region.manner = "in turns" if conductor.handover.in_turns else "overlapped"
+        if id(skeleton) not in self._followed:
+            self._followed.add(id(skeleton))
+            self._taps.put(skeleton, "fetch", self._around_fetch)
+        if self._open is not None and self._window_anchor is self._of and not self._open.follows(skeleton):
+            with Uninterrupted():
+                self._open.follow(skeleton)
+
+    def _over(self, kind: str) -> None:
+        conductor, region, profile = self.conductor, self._region, self._of
+        assert conductor is not None
+        if region is None or profile is None or conductor.current is not None:
+            return
+        self._region = None
+        region.end = self._last_end = clock()
+        region.kind = kind
+        profile.regions[kind] += 1
+        profile.nanoseconds[kind] += region.end - region.start
+        if self._open is not None and self._window_anchor is profile:
+            self._open.window.regions.append(region)
+
+    # -- waits ---------------------------------------------------------------------------------------------------
+    def _around_fetch(self, real: Callable[..., None]) -> Callable[..., None]:
+        def fetch(slot: Slot) -> None:
+            if threading.get_ident() != self._owner:
+                return real(slot)
+            self._reading = slot, clock()
+            try:
+                return real(slot)
+            finally:
+                self._reading = None
+
+        return fetch
+
+    def _around_wait(self, real: Callable[..., None]) -> Callable[..., None]:
+        def wait(run: BlockRun, where: str) -> None:
+            if run.state > State.SENT or threading.get_ident() != self._owner:
+                return real(run, where)
+            start = clock()
+            try:
+                return real(run, where)
+            finally:
+                self._guarded(self._waited, start, run, where, sys._getframe(1))
+
+        return wait
+
+    def _waited(self, start: int, run: BlockRun, where: str, frame: Any) -> None:
+        end = clock()
+        slot = None
+        if self._reading is not None and where == FETCH:
+            slot, start = (
+                self._reading
+            )  # handing over what is read, and losing the interpreter, is part of it
+        wait = wait_of(start, end, run, where, self._places.line(frame), slot)
+        if self._of is not None:
+            count = self._of.waits[wait.line, wait.why, wait.op, wait.op_line]
+            count.count += 1
+            count.nanoseconds += end - start
+        if self._open is not None:
+            self._open.window.waits.append(wait)
+
+    # -- failures ------------------------------------------------------------------------------------------------
+    def _guarded(self, what: Callable[..., None], *args: Any) -> None:
+        """Do something of ours; if it fails, there is no more profiling, and the program goes on."""
+        if self._failed:
+            return
+        try:
+            what(*args)
+        except Exception as error:  # noqa: BLE001
+            self._failed = True
+            self.problems.append(f"profiling ended early: {type(error).__name__}: {error}")
+            self._taps.take_out()
+            for recorder in (self._open, self._closing):
+                if recorder is not None:
+                    recorder.abandon()
+            self._open = self._closing = None

@@ -1,0 +1,126 @@
+"""What profiling costs a step: one program, in one process, with no profiler, an attached one, and one with a window.
+
+The three alternate in short turns, so that whatever else the machine does falls on all of them alike. Printed are
+medians of the step times, and how much longer they are than without.
+"""
+
+import argparse
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import terra_cx
+from terra_cx.profile.profiler import Plan, Profiler
+
+NEVER = 1 << 40
+TURN, SETTLE = 60, 10
+"""Steps of a turn, and those of its beginning that are not counted."""
+
+
+def raw_step():
+    """A small perceptron in raw TensorFlow: 40 ops, none of them elided."""
+    weights = [tf.Variable(tf.random.normal([64, 128])), tf.Variable(tf.random.normal([128, 64]))]
+    batch = np.ones((32, 64), "f4")
+
+    def step():
+        with tf.GradientTape() as tape:
+            hidden = tf.nn.relu(tf.matmul(batch, weights[0]))
+            loss = tf.reduce_mean((tf.matmul(hidden, weights[1]) - batch) ** 2)
+        for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
+            weight.assign_sub(1e-4 * gradient)
+        return loss
+
+    return step
+
+
+def keras_step():
+    """A small Keras model with Adam: most ops come by elided calls."""
+    model = keras.Sequential([keras.layers.Input((64,)), *[keras.layers.Dense(64, "relu") for _ in range(3)]])
+    optimizer = keras.optimizers.Adam()
+    batch = np.ones((32, 64), "f4")
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(batch) - 1.0) ** 2)
+        variables = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+    return step
+
+
+def big_step():
+    """A perceptron whose kernels take a few milliseconds: bound by the graph."""
+    weights = [tf.Variable(tf.random.normal([512, 1024])), tf.Variable(tf.random.normal([1024, 512]))]
+    batch = np.ones((256, 512), "f4")
+
+    def step():
+        with tf.GradientTape() as tape:
+            hidden = tf.nn.relu(tf.matmul(batch, weights[0]))
+            loss = tf.reduce_mean((tf.matmul(hidden, weights[1]) - batch) ** 2)
+        for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
+            weight.assign_sub(1e-4 * gradient)
+        return loss
+
+    return step
+
+
+def measure(step, rounds, read_every, devices):
+    times = {"off": [], "attached": [], "window": []}
+    profiler = None
+    mode = "off"
+    with terra_cx.co_execute(pace="overlapped") as session:
+        for number in range(100 + rounds * 3 * TURN):
+            terra_cx.region()
+            if number >= 100 and (number - 100) % TURN == 0:
+                profiler, mode = turn(session, profiler, list(times)[(number - 100) // TURN % 3], devices)
+            start = time.perf_counter()
+            loss = step()
+            if number % read_every == 0:
+                float(loss)
+            if number >= 100 and (number - 100) % TURN >= SETTLE:
+                times[mode].append(time.perf_counter() - start)
+    return times
+
+
+def turn(session, profiler, mode, devices):
+    """Between two steps, the anchor's region being open: what is attached takes effect with the next one."""
+    if mode == "off":
+        if profiler is not None:
+            profiler.finish()
+        return None, mode
+    if mode == "attached":
+        profiler = Profiler(
+            session.user, Plan(first=NEVER, seconds=NEVER, most_seconds=NEVER, devices=devices)
+        )
+        profiler.attach(session.conductor)
+    for profile in profiler.anchors.values():
+        profile.next_at = 1 if mode == "window" else NEVER
+    return profiler, mode
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--no-devices", action="store_true", help="windows without TensorFlow's profiler")
+    args = parser.parse_args()
+    for name, make, read_every in (
+        ("raw", raw_step, 1),
+        ("raw, read every 10", raw_step, 10),
+        ("keras", keras_step, 10),
+        ("big", big_step, 10),
+    ):
+        times = measure(make(), args.rounds, read_every, not args.no_devices)
+        base = statistics.median(times["off"])
+        text = ", ".join(
+            f"{mode} {1e3 * (m := statistics.median(values)):.3f} ms ({100 * (m / base - 1):+.1f} %)"
+            for mode, values in times.items()
+        )
+        print(f"{name:20} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
