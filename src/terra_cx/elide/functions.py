@@ -28,8 +28,9 @@ _MODULES = frozenset(
         "sort_ops", "special_math_ops",
     )
 )  # fmt: skip
-"""Where functions are that depend on nothing but their arguments' dtypes, shapes and Python values. A function that
-draws random numbers, writes, or calls the program back is told from these by what it does."""
+"""Where functions are that depend on nothing but their arguments' dtypes, shapes and Python values, and on switches
+(`tf.native.settings`). A function that draws random numbers, writes, or calls the program back is told from these by
+what it does."""
 _OPERATORS = tuple(
     f"__{name}__"
     for name in (

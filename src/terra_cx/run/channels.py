@@ -131,10 +131,11 @@ class Channel(Generic[T]):
                 if self._error is not None:
                     raise self._error
                 if len(self._items) < self.capacity:
-                    self._items.append(item)
-                    self._sent += 1
-                    self._max_depth = max(self._max_depth, len(self._items))
+                    self._max_depth = max(self._max_depth, len(self._items) + 1)
                     self._receivers.wake()
+                    # Last: where the program's stack is full, or Ctrl-C comes, it was not sent.
+                    self._sent += 1
+                    self._items.append(item)
                     return
                 if not block:
                     raise WouldBlock(f"channel {self.name!r} is full ({self.capacity})")

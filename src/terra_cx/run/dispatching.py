@@ -53,6 +53,16 @@ def _measure_base() -> int:
 _SLOT_BASE = _measure_base()
 
 
+_ROOM = 30
+"""Frames that executing a run, or handing it over, takes at most."""
+
+
+def _have_room(frames: int) -> None:
+    """Have the interpreter raise RecursionError now, if so many more frames do not fit."""
+    if frames:
+        _have_room(frames - 1)
+
+
 class Dispatching:
     """The regions of one skeleton.
 
@@ -172,13 +182,18 @@ class Dispatching:
 
     # -- dispatch --------------------------------------------------------------------------------------------
     def dispatch(self) -> None:
-        """Hand the open run over, as far as it has been validated."""
+        """Hand the open run over, as far as it has been validated.
+
+        Raises:
+            RecursionError: as `_have_done`.
+        """
         run = self.run
         if run is None:
             return
         if run.pos == 0:  # its first op raised in Python's hands: nothing was validated
             self.run = self.step = None
             return
+        _have_room(_ROOM)
         block = run.block
         if block.idle:
             run.finish(State.DONE)
@@ -276,7 +291,12 @@ class Dispatching:
         self._have_done(run, "fetch")
 
     def _have_done(self, run: BlockRun, where: str) -> None:
-        """Have a run executed that was handed over, and wait for it."""
+        """Have a run executed that was handed over, and wait for it.
+
+        Raises:
+            RecursionError: the program's stack is so full that a run might be left half-way; nothing was done.
+        """
+        _have_room(_ROOM)
         handover = self.handover
         if handover.held_are_quick() and native.executing_eagerly() and _tapes_empty() and not self.placed():
             busy, self.busy = self.busy, True  # a finaliser's ops are none of the region's
@@ -304,7 +324,13 @@ class Dispatching:
         return self.previous if run is None or run.pos == 0 else run.block.steps[run.pos - 1].node
 
     def failed(self, error: BaseException) -> Diverge:
-        """A failure of ours while validating is a divergence: counted, told, and the program goes on."""
+        """A failure of ours while validating is a divergence: counted, told, and the program goes on.
+
+        Raises:
+            BaseException: ``error`` itself, if it is of a type of the program's: one of its signal handlers raised it.
+        """
+        if type(error).__module__ != "builtins":
+            raise error
         self.handover.runner.internal("the skeleton", error)
         return Diverge(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 

@@ -37,7 +37,7 @@ from terra_cx.tf.opdefs import SHAPE_OPS, Kind
 from terra_cx.tf.placeholder import Placeholder, new_placeholder
 from terra_cx.tf.reads import noting_reads
 from terra_cx.tf.slots import Slot
-from terra_cx.trace.rules import same_const
+from terra_cx.trace.rules import same_const, same_known
 
 if TYPE_CHECKING:
     from terra_cx.run.skeleton import Skeleton
@@ -48,11 +48,13 @@ _ATTEMPTS = 3
 """Calls of a function at one place that cannot be learned before it is left alone there."""
 _ALTERNATIVES = 4
 """Kinds of calls that are known at one place."""
-_INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, ValueError)
+_INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 _KINDS = (Kind.PURE, Kind.READ, Kind.KNOWN)
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, DType, TensorShape, np.generic, type(Ellipsis))
-"""Python values that decide by what they are equal to."""
+_PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, DType, TensorShape, type(Ellipsis)})
+"""Python values that decide by what they are equal to; NumPy's scalars likewise."""
 _SEQUENCES = (list, tuple)
+_MOST_VALUES = 256
+"""Elements of a tensor that is compared by value."""
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 _tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 
@@ -62,20 +64,24 @@ class _Known:
     """What a call at one place does.
 
     Arguments are numbered as `_flat` lists them. ``checked`` are tensors with the checks that they must pass, or with
-    the dtype and shape that they must have; ``converted`` arrays and numbers that are made tensors first; ``equal`` is
-    what an argument must be equal to, ``same`` which object it must be, ``again`` which earlier argument. ``fixed`` are
-    the call's own constants with their checks. ``results`` are flat outputs of the run, or tensors that are known.
+    the dtype and shape that they must have; ``valued`` real ones that no op takes, so that their values may decide;
+    ``converted`` arrays and numbers that are made tensors first; ``equal`` is what an argument must be equal to,
+    ``same`` which variable it must be, ``again`` which earlier argument. ``fixed`` are the call's own constants with
+    their checks. ``results`` are flat outputs of the run, or tensors that are known.
     """
 
     function: Function
     structure: Any
-    taped: tuple[bool, bool]
+    ambient: tuple[Any, ...]
+    """Of `_ambient`."""
     checked: tuple[tuple[int, tuple[Check, ...], tuple[int, Any]], ...]
     converted: tuple[tuple[int, tuple[Check, ...], Any, Any], ...]
     """(number, checks, `_form`, dtype of the tensor)"""
     fixed: tuple[tuple[Check, Any], ...]
+    valued: tuple[tuple[int, Any], ...]
     equal: tuple[tuple[int, Any], ...]
-    same: tuple[tuple[int, Any], ...]
+    same: tuple[tuple[int, Any, bool], ...]
+    """(number, variable, whether it is trainable)"""
     again: tuple[tuple[int, int], ...]
     steps: tuple[Step, ...]
     accesses: tuple[Any, ...]
@@ -153,6 +159,8 @@ class FunctionElider:
             leaves = self._leaves(known, args, kwargs)
             if leaves is None:
                 continue
+            if skeleton.step is not step:  # a signal handler has issued ops
+                return function.own(*args, **kwargs)
             if to_be_compared(known.runs):
                 compared = known
                 break
@@ -177,8 +185,8 @@ class FunctionElider:
             leaves, structure = _flat(args, kwargs)
             if structure != known.structure:
                 return None
-        for number, value in known.same:
-            if leaves[number] is not value:
+        for number, value, trainable in known.same:
+            if leaves[number] is not value or value.trainable is not trainable:
                 return None
         for number, value in known.equal:
             leaf = leaves[number]
@@ -196,7 +204,7 @@ class FunctionElider:
         assert run is not None
         skeleton.busy = True
         try:
-            if known.taped != (_tapes_empty(), _tapes_stopped()):
+            if known.ambient != _ambient():
                 return None
             slots = run.slots
             for number, checks, spec in known.checked:
@@ -209,12 +217,15 @@ class FunctionElider:
                         return None
                 if not checks and _spec(leaf) != spec:
                     return None
-            for number, checks, form, dtype in known.converted:
+            for number, value in known.valued:
                 leaf = leaves[number]
-                if _form(leaf) != form:
+                if type(leaf) is not EagerTensor or not same_known(leaf, value):
                     return None
-                leaf = native.as_tensor(leaf, dtype)
-                if not all(admits(run, check, leaf) for check in checks):
+            for number, checks, form, dtype in known.converted:
+                if _form(leaves[number]) != form:
+                    return None
+                leaf = _as_tensor(leaves[number], dtype)
+                if leaf is None or not all(admits(run, check, leaf) for check in checks):
                     return None
             for check, value in known.fixed:
                 if not admits(run, check, value):
@@ -268,7 +279,7 @@ class FunctionElider:
     ) -> Any:
         """Run a call, and see what it does."""
         skeleton = self._skeleton
-        run, log, taped = skeleton.run, skeleton.log, (_tapes_empty(), _tapes_stopped())
+        run, log, ambient = skeleton.run, skeleton.log, _ambient()
         assert run is not None
         first, events = run.pos, len(log.events)
         self._inside = True
@@ -285,7 +296,7 @@ class FunctionElider:
             if any(event.what != "access" for event in log.events[events:]) or notes.reads:
                 raise _Unfit
             numbers_too = bool(place.known) if compared is None else compared.converts_numbers
-            found = _learned(function, run, (args, kwargs), taped, notes, result, numbers_too)
+            found = _learned(function, run, (args, kwargs), ambient, notes, result, numbers_too)
         except _Unfit:
             found = None
         except _INTERNAL as error:
@@ -311,11 +322,11 @@ class FunctionElider:
         place.known.remove(known)
         place.failures = _ATTEMPTS
         other = [step.op for step, _ in notes.commits] != [step.op for step in known.steps]
-        if known.runs and other:
+        if known.runs and (other or found is not None):
             elisions.mismatches += 1
             elisions.told(
                 f"calls of {known.function.name} at {known.steps[0].node.line} were elided, and one that was compared "
-                "issued other ops; they run from now on. Please report this"
+                "did something else; they run from now on. Please report this"
             )
 
     @contextmanager
@@ -343,18 +354,39 @@ class FunctionElider:
 
 
 def _flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
-    """Arguments in order, lists opened, and what else there is to them."""
+    """Arguments in order, lists and slices opened, and what else there is to them."""
     leaves: list[Any] = []
     lists: list[Any] = []
     for arg in (*args, *kwargs.values()):
-        if type(arg) in _SEQUENCES:
-            lists.append((len(leaves), type(arg), len(arg)))
-            leaves.extend(arg)
-        else:
-            leaves.append(arg)
+        _open(arg, leaves, lists)
     if not lists and not kwargs:
         return leaves, len(leaves)
     return leaves, (len(args), tuple(kwargs), tuple(lists), len(leaves))
+
+
+def _open(arg: Any, leaves: list[Any], lists: list[Any]) -> None:
+    if type(arg) in _SEQUENCES:
+        lists.append((len(leaves), type(arg), len(arg)))
+        for item in arg:
+            _open(item, leaves, lists)
+    elif type(arg) is slice:
+        lists.append((len(leaves), slice, 3))
+        leaves += (arg.start, arg.stop, arg.step)
+    else:
+        leaves.append(arg)
+
+
+def _ambient() -> tuple[Any, ...]:
+    """What functions depend on besides their arguments: tapes, and TensorFlow's switches."""
+    return _tapes_empty(), _tapes_stopped(), *native.settings()
+
+
+def _as_tensor(value: Any, dtype: Any) -> Any:
+    """A number or an array as the tensor that TensorFlow makes of it; None if it makes none."""
+    try:
+        return native.as_tensor(value, dtype)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -397,7 +429,7 @@ class _Arguments:
     def __init__(self, leaves: list[Any], numbers_too: bool) -> None:
         self.checks: dict[int, list[Check]] = {}
         self.equal: list[tuple[int, Any]] = []
-        self.same: list[tuple[int, Any]] = []
+        self.same: list[tuple[int, Any, bool]] = []
         self.again: list[tuple[int, int]] = []
         self.arrays: dict[int, Any] = {}
         """Arguments that are converted."""
@@ -408,11 +440,11 @@ class _Arguments:
             if kind is Placeholder or kind is EagerTensor:
                 self._tensor(number, leaf)
             elif native.is_variable(leaf):
-                self.same.append((number, leaf))
+                self.same.append((number, leaf, leaf.trainable))
                 self.handles.add(id(leaf.handle))
             elif (kind is np.ndarray and is_telling(leaf)) or (kind is float and numbers_too):
                 self.arrays[number] = leaf
-            elif isinstance(leaf, _PLAIN) or (kind is slice and _is_plain(leaf)):
+            elif kind in _PLAIN or isinstance(leaf, np.generic):
                 self.equal.append((number, leaf))
             else:
                 raise _Unfit
@@ -432,6 +464,17 @@ class _Arguments:
         """Which argument an op was given, None if it was none of them."""
         kind = type(arg)
         return self._numbers.get(_thing(arg)) if kind is Placeholder or kind is EagerTensor else None
+
+    def valued(self, leaves: list[Any]) -> tuple[tuple[int, Any], ...]:
+        """Real tensors that no op takes: NumPy reads values without being noticed (``tf.nn.atrous_conv2d``'s rate)."""
+        found = [
+            (n, leaves[n])
+            for n, checks in self.checks.items()
+            if not checks and type(leaves[n]) is EagerTensor
+        ]
+        if any(np.prod(tensor._shape_tuple()) > _MOST_VALUES for _, tensor in found):
+            raise _Unfit
+        return tuple(found)
 
     def converted(
         self, inside: dict[int, tuple[Any, list[Check]]]
@@ -459,7 +502,7 @@ def _learned(
     function: Function,
     run: BlockRun,
     given: tuple[tuple[Any, ...], dict[str, Any]],
-    taped: tuple[bool, bool],
+    ambient: tuple[Any, ...],
     notes: _Notes,
     result: Any,
     numbers_too: bool,
@@ -470,7 +513,7 @@ def _learned(
         function: what was called.
         run: the open run, of which its ops are part.
         given: its arguments.
-        taped: whether there was a tape, and whether recording was stopped.
+        ambient: what it depended on besides (`_ambient`).
         notes: what happened meanwhile.
         result: what it returned.
         numbers_too: whether numbers may differ each time, because another call with another one was learned before.
@@ -512,14 +555,16 @@ def _learned(
         if step.computed:
             made.update(range(step.base, step.base + len(step.specs)))
     converted = arguments.converted(inside)
+    valued = arguments.valued(leaves)
     fixed = [(check, tensor) for tensor, checks in inside.values() for check in checks] + raw
     pack = type(result) if type(result) in _SEQUENCES else None
     known = {id(value): value for step, _ in notes.commits for value in step.values}
     return _Known(
         function=function,
         structure=structure,
-        taped=taped,
+        ambient=ambient,
         checked=tuple((n, tuple(found), _spec(leaves[n])) for n, found in arguments.checks.items()),  # type: ignore[misc]
+        valued=valued,
         converted=converted,
         fixed=tuple((check, value) for check, value in fixed if check[0] in (PARAM, FEED)),
         equal=tuple(arguments.equal),
@@ -552,7 +597,3 @@ def _flat_inputs(step: Step, given: tuple[Any, ...]) -> list[Any]:
         else:
             flat.append(arg)
     return flat
-
-
-def _is_plain(part: slice) -> bool:
-    return all(type(item) in (int, type(None)) for item in (part.start, part.stop, part.step))

@@ -15,7 +15,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable
@@ -78,20 +77,17 @@ class GraphRunner:
     def execute_here(self, runs: list[BlockRun]) -> None:
         """Execute runs on the calling thread, which would only wait: that saves waking one thread, then the other.
 
-        Signal handlers of the program wait until it is over; a garbage collection, which would run finalisers in the
-        midst of it, likewise.
+        Signal handlers of the program wait until it is over. What a finaliser does meanwhile counts as on the runner's
+        thread. (Garbage collection is not switched off for it: other threads would see that, and their own switching
+        be undone.)
         """
-        collects = gc.isenabled()
         with Uninterrupted():
             self._guest = threading.get_ident()
-            gc.disable()
             try:
                 for run in runs:
                     self._serve(run)
             finally:
                 self._guest = None
-                if collects:
-                    gc.enable()
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._main, name="terra-cx graph runner", daemon=False)

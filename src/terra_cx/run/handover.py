@@ -94,9 +94,11 @@ class Handover:
         Raises:
             BaseException: what a signal handler of the program raises; everything has been executed then.
         """
-        self.runner.execute_here(self._held)
-        self._held = []
-        self._regions_held = 0
+        try:
+            self.runner.execute_here(self._held)
+        finally:
+            self._held = [run for run in self._held if run.state <= _SENT]
+            self._regions_held = 0
 
     def publish(self, run: BlockRun | None) -> None:
         """Have everything that was issued executed now, and wait for it; from any thread but the runner's.

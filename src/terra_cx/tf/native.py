@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from tensorflow.core.config import flags
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import core as _core
-from tensorflow.python.framework import dtypes, errors, op_def_registry, ops, tensor_shape
+from tensorflow.python.framework import config, dtypes, errors, op_def_registry, ops, tensor_shape
 from tensorflow.python.ops import resource_variable_ops, script_ops
 
 __all__ = [
@@ -95,6 +96,19 @@ def context() -> Any:
     ctx = _context.context()
     ctx.ensure_initialized()
     return ctx
+
+
+def settings() -> tuple[Any, ...]:
+    """The switches of TensorFlow's that its functions' Python asks, as a value to compare.
+
+    Source: ``nn_ops.py``, ``math_ops.py``, ``array_ops.py``, ``weak_tensor_ops.py``, ``override_binary_operator.py``.
+    """
+    return (
+        ops.is_auto_dtype_conversion_enabled(),
+        ops.is_numpy_style_type_promotion(),
+        config.is_op_determinism_enabled(),
+        flags.config().tf_shape_default_int64.value(),
+    )
 
 
 def told_of_ops() -> bool:
