@@ -49,7 +49,6 @@ class WindowRecorder:
         anchor: the anchor's line.
         first: number of the first region.
         places: says which line of the program Python is at.
-        devices: a session of TensorFlow's profiler that is to be opened, if any.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class WindowRecorder:
         anchor: str,
         first: int,
         places: Places,
-        devices: DeviceSession | None,
     ) -> None:
         self.window = Window(anchor, first)
         self.problem: str | None = None
@@ -76,12 +74,16 @@ class WindowRecorder:
         self._elided: list[tuple[int, int, str, str, int, int]] = []
         self._answered: Any = None
         """The call that the elider has just answered."""
-        self._depths: list[tuple[int, int]] = []
+        self._moves: list[tuple[int, int]] = []
+        """Runs that went into the path channel, 1, and came out of it, -1."""
+        self._queued = 0
         self._issued: dict[RunKey, int] = {}
         self._runs: list[tuple[Any, ...]] = []
         self._idle_from: int | None = None
         self._begun = 0
-        self._devices = devices
+        self._devices: DeviceSession | None = None
+        self.watches_devices = False
+        """Whether TensorFlow's profiler was asked to record."""
         self._places = places
         self._sampler = Sampler(self._owner, places, clock)
         self._last: BlockRun | None = None
@@ -95,14 +97,8 @@ class WindowRecorder:
     # -- life ----------------------------------------------------------------------------------------------------
     def open(self) -> None:
         """Begin, between two regions."""
-        if self._devices is not None:
-            try:
-                self._devices.start()
-                self._mark()
-            except Exception as error:  # noqa: BLE001  # a profiler of the program's is open, or there is none
-                self._devices = None
-                self.problem = f"no device lanes: TensorFlow's profiler could not be started ({error})"
         taps, runner = self._runner_taps, self._runner
+        self._queued = runner.path.statistics().depth
         taps.put(runner.path, "send", self._around_send)
         taps.put(runner.path, "receive", self._around_receive)
         taps.put(runner, "_execute", self._around_execute)
@@ -110,6 +106,19 @@ class WindowRecorder:
         runner.tap = self._begin_work if before is None else _both(before, self._begin_work)
         self._owner_taps.put(self._conductor.handover, "issue", self._around_issue)
         self._sampler.start()
+
+    def watch_devices(self) -> None:
+        """Have TensorFlow's profiler record from here on, between two regions."""
+        self.watches_devices = True
+        try:
+            devices = DeviceSession()
+            devices.start()
+        except Exception as error:  # noqa: BLE001  # a profiler of the program's is open, or there is none
+            self.problem = f"no device lanes: TensorFlow's profiler could not be started ({error})"
+            return
+        self._devices = devices
+        self._mark()
+        self.window.devices_from = clock()
 
     def follows(self, skeleton: Skeleton) -> bool:
         """Whether its ops are noted."""
@@ -150,7 +159,7 @@ class WindowRecorder:
         window = self.window
         window.ops = self._assembled_ops()
         window.runs = [self._assembled_run(*run) for run in self._runs]
-        window.depths = sorted(self._depths)
+        window.depths = self._depths()
         return window
 
     def abandon(self) -> None:
@@ -223,22 +232,22 @@ class WindowRecorder:
         return tapped
 
     def _around_send(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        depths, statistics = self._depths, self._runner.path.statistics
+        note = self._moves.append
 
         def tapped(run: BlockRun) -> None:
             real(run)
-            depths.append((clock(), statistics().depth))
+            note((clock(), 1))
 
         return tapped
 
     # -- graph runner --------------------------------------------------------------------------------------------
     def _around_receive(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        depths, statistics = self._depths, self._runner.path.statistics
+        note = self._moves.append
 
         def tapped() -> Any:
             self._idle_from = clock()
             run = real()
-            depths.append((clock(), statistics().depth))
+            note((clock(), -1))
             return run
 
         return tapped
@@ -291,6 +300,15 @@ class WindowRecorder:
             op.ops = max(0, op.position - before)
             reached[op.region] = max(before, op.position)
         found.sort(key=lambda op: (op.start, -op.end))
+        return found
+
+    def _depths(self) -> list[tuple[int, int]]:
+        """How many runs were in the path channel, from when on."""
+        depth, found = self._queued, []
+        for moment, change in sorted(self._moves):
+            depth += change
+            # Somebody may take a run before its sender has noted that it is there.
+            found.append((moment, max(depth, 0)))
         return found
 
     def _assembled_run(
