@@ -94,7 +94,8 @@ def verdict(anchor: Mapping[str, Any]) -> str:
     step, eager, bound = metrics["step_ms"], metrics["eager_step_ms"], metrics["bound_by"]
     text = Markup("A step of <code>{}</code> takes <b>{}</b>").format(line, _ms(step))
     if eager:
-        text += Markup(", {:.2g} times as fast as in eager ({})").format(eager / step, _ms(eager))
+        faster = f"{eager / step:.2g} times as fast as" if eager >= step else "slower than"
+        text += Markup(", {} in eager ({})").format(faster, _ms(eager))
     share, where = _percent(bound["share"]), short(bound["line"])
     code = next((each["text"] for each in anchor["lines"] if each["line"] == bound["line"]), "")
     if bound["what"] == "python":

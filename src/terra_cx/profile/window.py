@@ -74,9 +74,7 @@ class WindowRecorder:
         self._elided: list[tuple[int, int, str, str, int, int]] = []
         self._answered: Any = None
         """The call that the elider has just answered."""
-        self._moves: list[tuple[int, int]] = []
-        """Runs that went into the path channel, 1, and came out of it, -1."""
-        self._queued = 0
+        self._depths: list[tuple[int, int]] = []
         self._issued: dict[RunKey, int] = {}
         self._runs: list[tuple[Any, ...]] = []
         self._idle_from: int | None = None
@@ -98,7 +96,6 @@ class WindowRecorder:
     def open(self) -> None:
         """Begin, between two regions."""
         taps, runner = self._runner_taps, self._runner
-        self._queued = runner.path.statistics().depth
         taps.put(runner.path, "send", self._around_send)
         taps.put(runner.path, "receive", self._around_receive)
         taps.put(runner, "_execute", self._around_execute)
@@ -159,7 +156,7 @@ class WindowRecorder:
         window = self.window
         window.ops = self._assembled_ops()
         window.runs = [self._assembled_run(*run) for run in self._runs]
-        window.depths = self._depths()
+        window.depths = sorted(self._depths)
         return window
 
     def abandon(self) -> None:
@@ -232,22 +229,22 @@ class WindowRecorder:
         return tapped
 
     def _around_send(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        note = self._moves.append
+        note, path = self._depths.append, self._runner.path
 
         def tapped(run: BlockRun) -> None:
             real(run)
-            note((clock(), 1))
+            note((clock(), path.depth))
 
         return tapped
 
     # -- graph runner --------------------------------------------------------------------------------------------
     def _around_receive(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        note = self._moves.append
+        note, path = self._depths.append, self._runner.path
 
         def tapped() -> Any:
             self._idle_from = clock()
             run = real()
-            note((clock(), -1))
+            note((clock(), path.depth))
             return run
 
         return tapped
@@ -300,15 +297,6 @@ class WindowRecorder:
             op.ops = max(0, op.position - before)
             reached[op.region] = max(before, op.position)
         found.sort(key=lambda op: (op.start, -op.end))
-        return found
-
-    def _depths(self) -> list[tuple[int, int]]:
-        """How many runs were in the path channel, from when on."""
-        depth, found = self._queued, []
-        for moment, change in sorted(self._moves):
-            depth += change
-            # Somebody may take a run before its sender has noted that it is there.
-            found.append((moment, max(depth, 0)))
         return found
 
     def _assembled_run(
