@@ -11,6 +11,7 @@ from rich.console import Console
 from terra_cx.bench import output, plot
 from terra_cx.bench.measure import Figures, Measurement
 from terra_cx.errors import UsageError
+from terra_cx.report.machine import cpus
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_record(measured):
 def test_conditions_name_what_matters():
     line = output.conditions(4, 1, ("--steps", "60"))
     assert "TensorFlow threads 4 within and 4 between ops, 1 round, arguments --steps 60" in line
-    assert f"{output.cpus()} CPUs" in line
+    assert f"{cpus()} CPUs" in line
 
 
 def test_chart(measured):

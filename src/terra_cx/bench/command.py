@@ -18,6 +18,7 @@ from terra_cx.check.terminal import console_for, progress, stoppable
 from terra_cx.check.words import common, parse, whole
 from terra_cx.errors import UsageError
 from terra_cx.report import files
+from terra_cx.report.machine import cpus
 
 __all__ = ["main"]
 
@@ -48,7 +49,7 @@ class _Command:
     def __init__(self, options: argparse.Namespace, arguments: tuple[str, ...]) -> None:
         self._options = options
         self._arguments = arguments
-        self._threads = options.threads or output.cpus()
+        self._threads = options.threads or cpus()
         self._files = files.Claims({"json": options.json, "plot": options.plot})
 
     def run(self) -> int:

@@ -43,6 +43,7 @@ from rich.text import Text
 
 import terra_cx
 from terra_cx.bench.measure import Figures, Measurement
+from terra_cx.report.machine import cpus, processor
 
 __all__ = ["conditions", "record", "show"]
 
@@ -58,21 +59,6 @@ def conditions(threads: int, rounds: int, arguments: Sequence[str]) -> str:
         f"{processor()}, {cpus()} CPUs, TensorFlow threads {threads} within and {threads} between ops, "
         f"{rounds} round{'s' * (rounds != 1)}{', arguments' + words if words else ''}"
     )
-
-
-def processor() -> str:
-    """The processor's name, as the kernel tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line for line in file if line.startswith("model name")), "")
-    except OSError:
-        name = ""
-    return name.partition(":")[2].strip() or platform.machine()
-
-
-def cpus() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def show(console: Console, measured: Sequence[Measurement], problems: Sequence[str], head: str) -> None:

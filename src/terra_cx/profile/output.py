@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from terra_cx.errors import UsageError
 from terra_cx.report import files
+from terra_cx.report.machine import cpus, processor
 
 if TYPE_CHECKING:
     from terra_cx.report.record import Record
@@ -82,8 +83,6 @@ def texts(session: Session, report: Record) -> dict[str, str]:
 
 def machine() -> dict[str, object]:
     """What the program ran on."""
-    from terra_cx.bench.output import cpus, processor
-
     tensorflow = sys.modules.get("tensorflow")
     gpus: list[str] = []
     if tensorflow is not None and hasattr(tensorflow, "config"):
