@@ -47,9 +47,7 @@ class Suite:
 
 SUITES = (
     # Not conformance, distribute and functional: they test saving, devices and tf.function, not ops.
-    Suite(
-        "sonnet", 14, tuple(f"src/{folder}*_test.py" for folder in ("", "nets/", "nets/dnc/", "optimizers/"))
-    ),
+    Suite("sonnet", 14, tuple(f"src/{folder}*_test.py" for folder in ("", "nets/", "nets/dnc/", "optimizers/"))),
     # Not datasets and projects: they want data, and packages that do not go with Keras 3.
     Suite(
         "tensorflow_graphics",
