@@ -1,7 +1,7 @@
-"""What profiling costs a step: one program, in one process, with no profiler, an attached one, and one with a window.
+"""What profiling costs a step: one program, in one process, without a profiler, with one, in a window, with devices.
 
-The three alternate in short turns, so that whatever else the machine does falls on all of them alike. Printed are
-medians of the step times, and how much longer they are than without.
+The four alternate in short turns, so that whatever else the machine does falls on all of them alike. Printed are
+medians of the step times, and of the CPU time of all threads in a step, with how much more they are than without.
 """
 
 import argparse
@@ -68,58 +68,62 @@ def big_step():
     return step
 
 
-def measure(step, rounds, read_every, devices):
-    times = {"off": [], "attached": [], "window": []}
+def measure(step, rounds, read_every):
+    times = {"off": [], "attached": [], "window": [], "devices": []}
     profiler = None
     mode = "off"
     with terra_cx.co_execute(pace="overlapped") as session:
-        for number in range(100 + rounds * 3 * TURN):
+        for number in range(100 + rounds * len(times) * TURN):
             terra_cx.region()
             if number >= 100 and (number - 100) % TURN == 0:
-                profiler, mode = turn(session, profiler, list(times)[(number - 100) // TURN % 3], devices)
-            start = time.perf_counter()
+                profiler, mode = turn(session, profiler, list(times)[(number - 100) // TURN % len(times)])
+            start, used = time.perf_counter(), time.process_time()
             loss = step()
             if number % read_every == 0:
                 float(loss)
             if number >= 100 and (number - 100) % TURN >= SETTLE:
-                times[mode].append(time.perf_counter() - start)
+                times[mode].append((time.perf_counter() - start, time.process_time() - used))
     return times
 
 
-def turn(session, profiler, mode, devices):
+def turn(session, profiler, mode):
     """Between two steps, the anchor's region being open: what is attached takes effect with the next one."""
     if mode == "off":
         if profiler is not None:
             profiler.finish()
         return None, mode
     if mode == "attached":
-        profiler = Profiler(
-            session.user, Plan(first=NEVER, seconds=NEVER, most_seconds=NEVER, devices=devices)
-        )
+        plan = Plan(first=NEVER, first_seconds=NEVER, most_seconds=NEVER, most_steps=NEVER, devices=False)
+        profiler = Profiler(session.user, plan)
         profiler.attach(session.conductor)
-    for profile in profiler.anchors.values():
-        profile.next_at = 1 if mode == "window" else NEVER
+    elif mode == "window":
+        for profile in profiler.anchors.values():
+            profile.next_at = 1
+    else:
+        profiler._open.watch_devices()
     return profiler, mode
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--no-devices", action="store_true", help="windows without TensorFlow's profiler")
     args = parser.parse_args()
     for name, make, read_every in (
         ("raw", raw_step, 1),
         ("raw, read every 10", raw_step, 10),
         ("keras", keras_step, 10),
-        ("big", big_step, 10),
+        ("big", big_step, 1),
     ):
-        times = measure(make(), args.rounds, read_every, not args.no_devices)
-        base = statistics.median(times["off"])
-        text = ", ".join(
-            f"{mode} {1e3 * (m := statistics.median(values)):.3f} ms ({100 * (m / base - 1):+.1f} %)"
-            for mode, values in times.items()
-        )
-        print(f"{name:20} {text}", flush=True)
+        times = measure(make(), args.rounds, read_every)
+        for what, index in (("step", 0), ("CPU", 1)):
+            medians = {
+                mode: 1e3 * statistics.median(v[index] for v in values) for mode, values in times.items()
+            }
+            text = ", ".join(
+                f"{mode} {ms:.3f} ms ({100 * (ms / medians['off'] - 1):+.1f} %)"
+                for mode, ms in medians.items()
+            )
+            print(f"{name:20} {what:5} {text}", flush=True)
 
 
 if __name__ == "__main__":

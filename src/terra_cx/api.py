@@ -51,7 +51,8 @@ class co_execute:  # noqa: N801  # reads as the function it is used as
         options = config.load(self._settings)
         if not self._probed:
             options = dataclasses.replace(options, sync_errors=True)
-        if options.profile is not None and not options.disable:
+        asked = options.mode != "eager" or "profile" in self._settings
+        if options.profile is not None and asked and not options.disable:
             from terra_cx.profile.output import claim
 
             self._profile = claim(options.profile, options.mode)

@@ -79,7 +79,9 @@ def start(
         except CompileError:
             hand_over(target, line.safe_path)
         profile = None
-        if options.profile is not None and not options.disable:
+        # Asked for elsewhere than here, it is not meant for runs in eager.
+        asked = options.mode != "eager" or "profile" in line.settings
+        if options.profile is not None and asked and not options.disable:
             from terra_cx.profile.output import claim
 
             profile = claim(options.profile, options.mode)

@@ -158,6 +158,15 @@ def test_python_against_gpu():
     assert found.lanes == {"GPU 0 Stream #7": close(3.5), "GPU 0 Stream #9": close(2)}
 
 
+def test_devices_count_from_when_they_were_looked_at():
+    window = gpu_window()
+    window.devices_from = ns(6)
+    found = measure(window).device
+    assert found.busy_ms == close(3 / 4 * 10)  # 6 to 7 and 8 to 10, of 4 ms of a step of 10
+    assert found.idle_ms == close(1 / 4 * 10)
+    assert found.overlap == 0
+
+
 def test_without_a_gpu_the_cpus_kernels_are_the_device():
     window = gpu_window()
     window.lanes = window.lanes[2:]

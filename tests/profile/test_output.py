@@ -87,6 +87,14 @@ def test_a_program_without_tensorflow_has_a_profile_that_says_so(tmp_path):
     assert {file.name for file in (tmp_path / "out").iterdir()} == set(NAMES)
 
 
+def test_mode_eager_is_refused_a_profile_only_where_both_are_asked_for(tmp_path):
+    done = launched(["--mode", "eager", "--profile", "out", "-c", "print(1)"], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    done = launched(["--mode", "eager", "-c", "print(1)"], tmp_path, TERRA_PROFILE="out")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    assert not (tmp_path / "out").exists()
+
+
 def test_turned_off_means_off(tmp_path):
     done = launched(["--profile", "out", "-c", "print(1)"], tmp_path, TERRA_DISABLE="1")
     assert (done.returncode, done.stdout) == (0, "1\n")

@@ -92,6 +92,8 @@ def test_a_long_window_is_shown_in_part():
     (timeline,) = data(page)["timelines"]
     assert sum(len(lane["bars"]) for lane in timeline["lanes"]) <= MOST_BARS
     assert 10 < len(timeline["steps"]) < 100
+    assert timeline["steps"][0][0] == 0
+    assert timeline["steps"][-1][2] == 199  # the last ones, in which devices were looked at
     assert "trace.json has all 100" in page
 
 

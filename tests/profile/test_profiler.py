@@ -48,7 +48,9 @@ def train_keras(steps=STEPS):
 def plan(monkeypatch):
     """Windows of a few steps, one after the other; TensorFlow's profiler has tests of its own."""
     monkeypatch.setattr(
-        profiling, "Plan", lambda: Plan(first=4, times=2, steps=4, seconds=0.0, devices=False)
+        profiling,
+        "Plan",
+        lambda: Plan(first=4, times=2, steps=4, seconds=0.0, first_seconds=0.0, devices=False),
     )
 
 
@@ -63,7 +65,8 @@ def line_of(mark):
         return next(number for number, text in enumerate(file, start=1) if text.rstrip().endswith(mark))
 
 
-def test_a_run_leaves_a_page_a_timeline_and_numbers(tmp_path):
+def test_a_run_leaves_a_page_a_timeline_and_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "Plan", lambda: Plan(first_seconds=0.0))
     _, profile, _ = profiled(train, tmp_path)
     assert profile["problems"] == []
     (anchor,) = profile["anchors"]
@@ -163,12 +166,12 @@ def test_a_failure_of_ours_ends_the_profile_and_not_the_program(tmp_path, plan, 
 
 
 def test_a_profiler_of_the_programs_has_precedence(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiling, "Plan", lambda: Plan(first=4, steps=1000))
+    monkeypatch.setattr(profiling, "Plan", lambda: Plan(first=4, steps=70, first_seconds=0.0))
 
     def program():
         weight = tf.Variable(tf.ones([16, 16]))
         for step in range(STEPS):
-            if step == 60:
+            if step == STEPS - 5:
                 tf.profiler.experimental.start(str(tmp_path / "own"))
             weight.assign_sub(1e-3 * tf.matmul(weight, weight))
         tf.profiler.experimental.stop()

@@ -135,6 +135,8 @@ class Window:
     depths: list[tuple[int, int]] = field(default_factory=list)
     """Depth of the path channel: time, and depth from then on."""
     lanes: list[DeviceLane] = field(default_factory=list)
+    devices_from: int = 0
+    """Since when devices have been looked at."""
     truncated: bool = False
     """Whether it ended early because there were too many events."""
 

@@ -243,7 +243,10 @@ def _runner_waits(window: Window, spans: list[Span]) -> tuple[list[Span], list[S
 def _device(
     window: Window, spans: list[Span], python: list[Span], graph: list[Span], per_step: float
 ) -> DeviceMetrics | None:
-    """Of the GPUs if there are any, else of the threads that ran CPU kernels."""
+    """Of the GPUs if there are any, else of the threads that ran CPU kernels; over the time they were looked at."""
+    whole = length(spans)
+    spans = intersection(spans, [(window.devices_from, spans[-1][1])])
+    per_step *= length(spans) / whole
     kind = "gpu" if any(lane.kind == "gpu" for lane in window.lanes) else "cpu"
     lanes = {
         lane.name: intersection(spans, [(kernel.start, kernel.end) for kernel in lane.kernels])
@@ -253,6 +256,7 @@ def _device(
     busy = union(span for lane in lanes.values() for span in lane)
     if not busy:
         return None
+    python, graph = intersection(python, spans), intersection(graph, spans)
     idle = subtract(spans, busy)
     inside = length(intersection(idle, graph))
     return DeviceMetrics(

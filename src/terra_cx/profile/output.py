@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from terra_cx.errors import UsageError
+from terra_cx.machine import cpus, processor
 from terra_cx.report import files
 
 if TYPE_CHECKING:
@@ -82,8 +83,6 @@ def texts(session: Session, report: Record) -> dict[str, str]:
 
 def machine() -> dict[str, object]:
     """What the program ran on."""
-    from terra_cx.machine import cpus, processor
-
     tensorflow = sys.modules.get("tensorflow")
     gpus: list[str] = []
     if tensorflow is not None and hasattr(tensorflow, "config"):

@@ -15,6 +15,7 @@ function span(us) {
 class Timeline {
   constructor(section, index) {
     this.section = section;
+    this.index = index;
     this.lanes = data.timelines[index].lanes;
     this.steps = data.timelines[index].steps;
     this.arrows = data.timelines[index].arrows;
@@ -29,7 +30,9 @@ class Timeline {
     this.zoomTo(...this.firstSteps(Math.max(2, Math.round(this.view.clientWidth / 260))));
   }
   firstSteps(count) {
-    const at = Math.max(0, Math.floor(this.steps.length / 2) - 1);
+    const devices = data.timelines[this.index].devices;  // where all lanes have something, if anywhere
+    let at = this.steps.findIndex(([start]) => start >= devices);
+    at = Math.max(0, Math.min((at < 0 ? 0 : at) + 1, this.steps.length - count));
     const last = this.steps[Math.min(at + count, this.steps.length) - 1];
     const from = this.steps[at][0], margin = (last[1] - from) * 0.02;
     return [from - margin, last[1] + margin];

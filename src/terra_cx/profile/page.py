@@ -94,7 +94,8 @@ def verdict(anchor: Mapping[str, Any]) -> str:
     step, eager, bound = metrics["step_ms"], metrics["eager_step_ms"], metrics["bound_by"]
     text = Markup("A step of <code>{}</code> takes <b>{}</b>").format(line, _ms(step))
     if eager:
-        text += Markup(", {:.2g} times as fast as in eager ({})").format(eager / step, _ms(eager))
+        faster = f"{eager / step:.2g} times as fast as" if eager >= step else "slower than"
+        text += Markup(", {} in eager ({})").format(faster, _ms(eager))
     share, where = _percent(bound["share"]), short(bound["line"])
     code = next((each["text"] for each in anchor["lines"] if each["line"] == bound["line"]), "")
     if bound["what"] == "python":
@@ -136,8 +137,9 @@ class _Packer:
         for lane in window.lanes:
             kernels = nested(Bar(k.start, k.end, k.name, "kernel") for k in lane.kernels)
             lanes.append((lane.name, lane.kind == "cpu", list(kernels)))
-        zero, shown = window.regions[0].start, _shown(window, [bars for _, _, bars in lanes])
-        until = window.regions[shown - 1].end
+        shown = _shown(window, [bars for _, _, bars in lanes])
+        hidden = len(window.regions) - shown
+        zero, until = window.regions[hidden].start, window.regions[-1].end
         kinds: dict[str, None] = {}
         packed = []
         for name, thin, bars in lanes:
@@ -149,9 +151,10 @@ class _Packer:
             {
                 "lanes": packed,
                 "steps": [
-                    [(region.start - zero) / 1000, (region.end - zero) / 1000, window.first + index]
-                    for index, region in enumerate(window.regions[:shown])
+                    [(region.start - zero) / 1000, (region.end - zero) / 1000, window.first + hidden + index]
+                    for index, region in enumerate(window.regions[hidden:])
                 ],
+                "devices": max(0, (window.devices_from - zero) / 1000),
                 "arrows": [_arrow(arrow, zero) for arrow in arrows(window) if zero <= arrow.op < until],
                 "counters": [
                     _counter("Runs in the channel", window.depths, zero, until),
@@ -191,8 +194,11 @@ def _section(
     widest = max(metrics["step_ms"], metrics["eager_step_ms"] or 0.0) if metrics is not None else 1.0
     text = ""
     if window is not None and metrics is not None:
-        first, last = window.first, window.first + shown - 1
+        last = window.first + len(window.regions) - 1
+        first = last - shown + 1
         text = f"Steps {first} to {last} of the co-executed ones, on one clock."
+        if window.lanes and window.devices_from > window.regions[-shown].start:
+            text += " Devices were looked at in the last of them only, because that costs more."
         if shown < len(window.regions):
             text += f" trace.json has all {len(window.regions)} that were looked at."
     return {
@@ -212,12 +218,12 @@ def _section(
 
 
 def _shown(window: Window, lanes: Iterable[Sequence[Bar]]) -> int:
-    """How many regions, from the first on, have no more bars together than may be shown."""
+    """How many regions, the last ones, have no more bars together than may be shown."""
     starts = sorted(bar.start for bars in lanes for bar in bars)
     if len(starts) <= MOST_BARS:
         return len(window.regions)
-    limit = starts[MOST_BARS]
-    return max(1, sum(region.end <= limit for region in window.regions))
+    limit = starts[-MOST_BARS]
+    return max(1, sum(region.start > limit for region in window.regions))
 
 
 def _arrow(arrow: Arrow, zero: int) -> list[float | None]:

@@ -25,7 +25,7 @@ from terra_cx.profile.window import MOST_EVENTS, WindowRecorder, clock, wait_of
 from terra_cx.run.anchor import ActiveAnchor, Stage
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.uninterrupted import Uninterrupted
-from terra_cx.tf.xspace import DeviceSession, tracks
+from terra_cx.tf.xspace import tracks
 
 if TYPE_CHECKING:
     from terra_cx.run.conductor import Conductor
@@ -37,6 +37,8 @@ _KEPT = 2
 _MOST_ANCHORS = 16
 _ENOUGH = 8
 """Steps of a window that may be taken for all."""
+_DEVICES_FROM = 0.75
+"""The part of a window before devices are looked at: TensorFlow's profiler costs more than all else."""
 _PATIENCE = 64
 """Regions that the graph runner may take to come to a window's end."""
 _CONTIGUOUS = 1_000_000
@@ -54,11 +56,19 @@ class Plan:
     steps: int = 32
     seconds: float = 0.2
     """A window ends when it has so many regions and is so long."""
+    first_seconds: float = 0.03
+    """The same of the first one, which is for programs that have few steps."""
     most_steps: int = 1000
     most_seconds: float = 5.0
     """Or when it has so many, or is so long."""
     devices: bool = True
     """Whether TensorFlow's profiler is asked what devices do."""
+
+    def progress(self, first: bool, steps: int, seconds: float, events: int) -> float:
+        """How much of a window is over: 1 at its end."""
+        wanted = self.first_seconds if first else self.seconds
+        enough = min(steps / self.steps, seconds / wanted if wanted else 1.0)
+        return max(enough, steps / self.most_steps, seconds / self.most_seconds, events / MOST_EVENTS)
 
 
 @dataclass(slots=True)
@@ -215,14 +225,16 @@ class Profiler:
                 self._keep()
                 changed = True
         if self._open is not None:
-            plan = self.plan
             seconds = (clock() - self._window_from) / 1e9
-            steps = len(self._open.window.regions)
-            full = self._open.events >= MOST_EVENTS
-            long = seconds >= plan.most_seconds or steps >= plan.most_steps
-            if full or long or (steps >= plan.steps and seconds >= plan.seconds):
-                self._open.window.truncated = full
+            first = self._window_anchor is not None and not self._window_anchor.windows
+            progress = self.plan.progress(first, len(self._open.window.regions), seconds, self._open.events)
+            if progress >= 1:
+                self._open.window.truncated = self._open.events >= MOST_EVENTS
                 self._close()
+                changed = True
+            elif progress >= _DEVICES_FROM and self.plan.devices and not self._open.watches_devices:
+                with Uninterrupted():
+                    self._open.watch_devices()
                 changed = True
         elif self._closing is None and self._is_time(profile):
             self._begin_window(profile)
@@ -241,8 +253,7 @@ class Profiler:
         conductor = self.conductor
         assert conductor is not None
         done = profile.anchor.regions[CO_EXECUTED]
-        devices = DeviceSession() if self.plan.devices else None
-        opened = WindowRecorder(conductor, profile.anchor.line, done, self._places, devices)
+        opened = WindowRecorder(conductor, profile.anchor.line, done, self._places)
         while profile.next_at <= done:
             profile.next_at *= self.plan.times
         with Uninterrupted():

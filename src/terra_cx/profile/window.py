@@ -49,7 +49,6 @@ class WindowRecorder:
         anchor: the anchor's line.
         first: number of the first region.
         places: says which line of the program Python is at.
-        devices: a session of TensorFlow's profiler that is to be opened, if any.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class WindowRecorder:
         anchor: str,
         first: int,
         places: Places,
-        devices: DeviceSession | None,
     ) -> None:
         self.window = Window(anchor, first)
         self.problem: str | None = None
@@ -81,7 +79,9 @@ class WindowRecorder:
         self._runs: list[tuple[Any, ...]] = []
         self._idle_from: int | None = None
         self._begun = 0
-        self._devices = devices
+        self._devices: DeviceSession | None = None
+        self.watches_devices = False
+        """Whether TensorFlow's profiler was asked to record."""
         self._places = places
         self._sampler = Sampler(self._owner, places, clock)
         self._last: BlockRun | None = None
@@ -95,13 +95,6 @@ class WindowRecorder:
     # -- life ----------------------------------------------------------------------------------------------------
     def open(self) -> None:
         """Begin, between two regions."""
-        if self._devices is not None:
-            try:
-                self._devices.start()
-                self._mark()
-            except Exception as error:  # noqa: BLE001  # a profiler of the program's is open, or there is none
-                self._devices = None
-                self.problem = f"no device lanes: TensorFlow's profiler could not be started ({error})"
         taps, runner = self._runner_taps, self._runner
         taps.put(runner.path, "send", self._around_send)
         taps.put(runner.path, "receive", self._around_receive)
@@ -110,6 +103,19 @@ class WindowRecorder:
         runner.tap = self._begin_work if before is None else _both(before, self._begin_work)
         self._owner_taps.put(self._conductor.handover, "issue", self._around_issue)
         self._sampler.start()
+
+    def watch_devices(self) -> None:
+        """Have TensorFlow's profiler record from here on, between two regions."""
+        self.watches_devices = True
+        try:
+            devices = DeviceSession()
+            devices.start()
+        except Exception as error:  # noqa: BLE001  # a profiler of the program's is open, or there is none
+            self.problem = f"no device lanes: TensorFlow's profiler could not be started ({error})"
+            return
+        self._devices = devices
+        self._mark()
+        self.window.devices_from = clock()
 
     def follows(self, skeleton: Skeleton) -> bool:
         """Whether its ops are noted."""
@@ -223,22 +229,22 @@ class WindowRecorder:
         return tapped
 
     def _around_send(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        depths, statistics = self._depths, self._runner.path.statistics
+        note, path = self._depths.append, self._runner.path
 
         def tapped(run: BlockRun) -> None:
             real(run)
-            depths.append((clock(), statistics().depth))
+            note((clock(), path.depth))
 
         return tapped
 
     # -- graph runner --------------------------------------------------------------------------------------------
     def _around_receive(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        depths, statistics = self._depths, self._runner.path.statistics
+        note, path = self._depths.append, self._runner.path
 
         def tapped() -> Any:
             self._idle_from = clock()
             run = real()
-            depths.append((clock(), statistics().depth))
+            note((clock(), path.depth))
             return run
 
         return tapped

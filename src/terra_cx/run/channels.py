@@ -164,6 +164,11 @@ class Channel(Generic[T]):
                 ticket = self._receivers.join()
             self._receive_wait += self._wait(ticket, self._receivers, "receive from")
 
+    @property
+    def depth(self) -> int:
+        """Items sent and not received."""
+        return len(self._items)
+
     def close(self) -> None:
         """End the channel in an orderly way; waiting senders fail, receivers drain what is left first."""
         self._end(Closed(f"channel {self.name!r} is closed"))
