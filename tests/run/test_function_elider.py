@@ -480,7 +480,7 @@ def test_a_failure_of_ours_is_not_the_programs(monkeypatch):
     def broken(*args):
         raise LookupError("ours")
 
-    monkeypatch.setattr(function_elider, "_learned", broken)
+    monkeypatch.setattr(function_elider, "learned", broken)
 
     def program(see):
         state = State()
