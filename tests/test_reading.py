@@ -9,7 +9,7 @@ from terra_cx.errors import UsageError
 from terra_cx.report.reading import FileError, read
 from terra_cx.report.record import blank
 
-EXAMPLE = Path(__file__).parent / "profile" / "example.json"
+EXAMPLE = Path(__file__).parent / "explain" / "constructed.json"
 
 
 @pytest.fixture

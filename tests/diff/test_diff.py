@@ -11,7 +11,7 @@ from terra_cx.diff import output
 from terra_cx.diff.compare import Measure, compare
 from terra_cx.report.reading import read
 
-EXAMPLE = Path(__file__).parents[1] / "profile" / "example.json"
+EXAMPLE = Path(__file__).parents[1] / "explain" / "constructed.json"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from terra_cx.reasons import Reason
 from terra_cx.report.reading import read
 from terra_cx.report.runs import Fallback, Fetch, Line
 
-EXAMPLE = read(Path(__file__).parents[1] / "profile" / "example.json")
+EXAMPLE = read(Path(__file__).with_name("constructed.json"))
 HERE = "/home/me/train.py"
 
 

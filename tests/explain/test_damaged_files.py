@@ -17,7 +17,7 @@ from terra_cx.explain.source import Source
 from terra_cx.report.files import as_json
 from terra_cx.report.reading import FileError, read
 
-EXAMPLE = Path(__file__).parents[1] / "profile" / "example.json"
+EXAMPLE = Path(__file__).with_name("constructed.json")
 TEXT = EXAMPLE.read_text()
 GOOD = read(EXAMPLE)
 INSTEAD = (None, "x", -1, 1e300, [None], {"a": 1})

@@ -18,7 +18,7 @@ from terra_cx.explain.annotate import pages
 from terra_cx.explain.source import Source
 from terra_cx.report.reading import read
 
-EXAMPLE = Path(__file__).parents[1] / "profile" / "example.json"
+EXAMPLE = Path(__file__).with_name("constructed.json")
 
 
 def explain(*words, capsys):
