@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
@@ -85,3 +86,10 @@ def test_not_beside_another_profiler():
         assert not Watch(UserCode()).start()
     finally:
         sys.setprofile(None)
+
+
+def test_looking_at_where_an_op_was_issued_is_no_effect():
+    user = UserCode()
+    look = of_keras(lambda user: user.is_user("/somewhere/new.py"))
+    assert watched(functools.partial(look, user)).effect is None
+    assert watched(of_keras(lambda: os.path.realpath("/somewhere/new.py"))).effect is not None

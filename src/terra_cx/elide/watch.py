@@ -58,6 +58,21 @@ def _is_understood(module: Any) -> bool:
     return top in _UNDERSTOOD or top in sys.stdlib_module_names or top.startswith("namedtuple_")
 
 
+_OBSERVERS = frozenset({"terra_cx.observe.importer", "terra_cx.observe.statements"})
+"""Modules of ours that look at where an op was issued, and run nothing of the call."""
+
+
+def _is_ours(frame: FrameType | None) -> bool:
+    """Whether a function is called for ours: the first op at a file has its path looked at."""
+    for _ in range(6):
+        if frame is None:
+            return False
+        if frame.f_globals.get("__name__") in _OBSERVERS:
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Watch:
     """Notes Python functions that begin, and the first C function with an effect, between `start` and `stop`.
 
@@ -119,7 +134,11 @@ class Watch:
             outside = (
                 (module in _EFFECTS and name not in _HARMLESS) or name in _PRINTING or "random" in module
             )
-            if outside and not frame.f_globals.get("__name__", "").startswith(_TRANSPARENT):
+            if (
+                outside
+                and not frame.f_globals.get("__name__", "").startswith(_TRANSPARENT)
+                and not _is_ours(frame)
+            ):
                 self.effect = f"{module}.{name} is called in it"
 
     def _method(self, cls: type, name: str) -> None:

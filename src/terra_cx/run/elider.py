@@ -179,7 +179,7 @@ class Elider:
             skeleton.busy = False
         call.runs += 1
         self._elisions.elided += 1
-        if skeleton.sync_errors and any(op.fallible for run, _ in plan for op in run.block.ops):
+        if skeleton.sync_errors and any(run.block.first_fallible is not None for run, _ in plan):
             skeleton.dispatch()
             skeleton.drain()
         return [self._result(call, leaves, made)]

@@ -198,7 +198,7 @@ class FunctionElider:
             skeleton.busy = False
         known.runs += 1
         self._elisions.shortened += 1
-        if skeleton.sync_errors and any(op.fallible for op in run.block.ops):
+        if skeleton.sync_errors and run.block.first_fallible is not None:
             skeleton.dispatch()
             skeleton.drain()
         return answer if known.pack is None else [known.pack(answer)]
