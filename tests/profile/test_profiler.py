@@ -180,3 +180,13 @@ def test_a_profiler_of_the_programs_has_precedence(tmp_path, monkeypatch):
     assert list((tmp_path / "own").rglob("*.xplane.pb"))
     assert profile["problems"] == ["no device lanes: the program used TensorFlow's profiler itself"]
     assert profile["anchors"][0]["metrics"]["device"] is None
+
+
+def test_functions_that_are_elided_count_for_their_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "Plan", lambda: Plan(first_seconds=0.0))
+    _, profile, _ = profiled(train, tmp_path)
+    (anchor,) = profile["anchors"]
+    lines = {line["text"]: line for line in anchor["lines"]}
+    squared = lines["loss = tf.reduce_mean(hidden**2)"]
+    assert squared["elided_ops"] > squared["ops"]
+    assert sum(line["ops"] + line["elided_ops"] for line in anchor["lines"]) > 10

@@ -132,6 +132,8 @@ class WindowRecorder:
         if skeleton.elider is not None:
             taps.put(skeleton.elider, "call", lambda real: self._around_call(skeleton, real))
             taps.put(skeleton.elider, "_elided", self._around_elided)
+        if skeleton.functions is not None:
+            taps.put(skeleton.functions, "_elided", lambda real: self._around_function(skeleton, real))
         self._conductor.boundary.use(skeleton)
 
     def close(self) -> None:
@@ -215,6 +217,20 @@ class WindowRecorder:
         def tapped(call: Any, leaves: Any) -> Any:
             answer = real(call, leaves)
             self._answered = call if answer is not None else None
+            return answer
+
+        return tapped
+
+    def _around_function(self, skeleton: Skeleton, real: Callable[..., Any]) -> Callable[..., Any]:
+        """Of a function of TensorFlow's that was elided."""
+        note = self._elided.append
+
+        def tapped(known: Any, leaves: Any) -> Any:
+            start = clock()
+            answer = real(known, leaves)
+            if answer is not None:
+                line = known.steps[0].node.line
+                note((start, clock(), known.function.name, line, skeleton.position(), skeleton.log.number))
             return answer
 
         return tapped
