@@ -82,6 +82,8 @@ def run(file, times, mode, folder):
         "no:cacheprovider",
         "--tb=line",
         "--timeout=300",
+        "-o",
+        "faulthandler_timeout=0",  # a dump of stacks may crash a process that is at work
     ]
     done = subprocess.run(
         [*command, str(file)],
