@@ -17,6 +17,7 @@ from tensorflow.python.eager import context as _context
 from terra_cx.tf import gradient_tape, native, strided_slice, variable_writes
 from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
+from terra_cx.tf.reads import telling
 from terra_cx.tf.replaced import Replaced
 
 __all__ = ["EFFECTS", "HARMLESS", "OPS", "TAPES", "TENSORS", "Boundary", "Handler", "Passive"]
@@ -332,16 +333,7 @@ class Boundary:
 
     def watch_reads(self, seen: Callable[[Any], None] | None) -> None:
         """Call ``seen`` whenever Python reads the value of a real eager tensor; None stops it."""
-        original = self._numpy
-        if seen is None:
-            EagerTensorBase._numpy = original
-            return
-
-        def _numpy(tensor: Any) -> Any:
-            seen(tensor)
-            return original(tensor)
-
-        EagerTensorBase._numpy = _numpy
+        EagerTensorBase._numpy = self._numpy if seen is None else telling(self._numpy, seen)
 
 
 def ready() -> bool:
