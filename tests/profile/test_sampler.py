@@ -85,3 +85,15 @@ def test_the_sampler_ends_by_itself_when_it_has_enough():
     sampler.start()
     sampler._thread.join(60)
     assert len(sampler.stop()) == 2
+
+
+def test_a_failure_ends_it_and_is_told():
+    class Broken:
+        def of(self, frame):
+            raise LookupError("nowhere")
+
+    sampler = Sampler(threading.get_ident(), Broken(), clock=lambda: 0)
+    sampler.start()
+    sampler._thread.join(20)
+    assert sampler.stop() == []
+    assert sampler.error == "LookupError: nowhere"

@@ -108,6 +108,8 @@ class Sampler:
 
     def __init__(self, thread: int, places: Places, clock: Callable[[], int], most: int = 20_000) -> None:
         self.samples: list[Sample] = []
+        self.error: str | None = None
+        """Why it ended before its time, if it failed."""
         self._watched = thread
         self._places = places
         self._clock = clock
@@ -131,8 +133,8 @@ class Sampler:
     def _main(self) -> None:
         try:
             self._sample()
-        except Exception:  # noqa: BLE001, S110  # what was seen so far is what there is
-            pass
+        except Exception as error:  # noqa: BLE001  # what was seen so far is what there is
+            self.error = f"{type(error).__name__}: {error}"
 
     def _sample(self) -> None:
         while not self._over.acquire(timeout=_PERIOD) and len(self.samples) < self._most:

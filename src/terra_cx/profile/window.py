@@ -140,6 +140,8 @@ class WindowRecorder:
         """End it for the owner thread, between two regions; the graph runner may still be at work on it."""
         self._owner_taps.take_out()
         self.window.samples = self._sampler.stop()
+        if self._sampler.error is not None:
+            self.problem = f"where Python was is not known to the end: {self._sampler.error}"
         self._last = self._conductor.handover.youngest
 
     @property
@@ -154,7 +156,8 @@ class WindowRecorder:
             self._mark()
             self.trace = self._devices.stop()
             if self.trace is None:
-                self.problem = "no device lanes: the program used TensorFlow's profiler itself"
+                why = self._devices.error or "the program used TensorFlow's profiler itself"
+                self.problem = f"no device lanes: {why}"
         window = self.window
         window.ops = self._assembled_ops()
         window.runs = [self._assembled_run(*run) for run in self._runs]

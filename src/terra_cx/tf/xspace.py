@@ -36,6 +36,8 @@ class DeviceSession:
         self._real: Any = None
         self._session: Any = None
         self._folder: str | None = None
+        self.error: str | None = None
+        """What TensorFlow said when it could not be ended in good order."""
 
     def start(self) -> None:
         """Begin to record what devices do.
@@ -79,7 +81,8 @@ class DeviceSession:
             for path in glob.glob(os.path.join(folder, "**", "*.xplane.pb"), recursive=True):
                 with open(path, "rb") as file:
                     return file.read()
-        except Exception:  # noqa: BLE001  # no device lanes then
+        except Exception as error:  # noqa: BLE001  # no device lanes then
+            self.error = f"{type(error).__name__}: {error}"
             return None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,8 +95,8 @@ class DeviceSession:
         if session is not None:
             try:
                 session.stop()
-            except Exception:  # noqa: BLE001, S110  # nobody needs it any more
-                pass
+            except Exception as error:  # noqa: BLE001  # nobody needs it any more
+                self.error = f"{type(error).__name__}: {error}"
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
