@@ -7,6 +7,7 @@ medians of the step times, and of the CPU time of all threads in a step, with ho
 import argparse
 import statistics
 import time
+from functools import partial
 
 import keras
 import numpy as np
@@ -20,15 +21,18 @@ TURN, SETTLE = 60, 10
 """Steps of a turn, and those of its beginning that are not counted."""
 
 
-def raw_step():
-    """A small perceptron in raw TensorFlow: 40 ops, none of them elided."""
-    weights = [tf.Variable(tf.random.normal([64, 128])), tf.Variable(tf.random.normal([128, 64]))]
-    batch = np.ones((32, 64), "f4")
+def perceptron(inputs, hidden, rows):
+    """A step of a perceptron in raw TensorFlow."""
+    weights = [
+        tf.Variable(tf.random.normal([inputs, hidden])),
+        tf.Variable(tf.random.normal([hidden, inputs])),
+    ]
+    batch = np.ones((rows, inputs), "f4")
 
     def step():
         with tf.GradientTape() as tape:
-            hidden = tf.nn.relu(tf.matmul(batch, weights[0]))
-            loss = tf.reduce_mean((tf.matmul(hidden, weights[1]) - batch) ** 2)
+            units = tf.nn.relu(tf.matmul(batch, weights[0]))
+            loss = tf.reduce_mean((tf.matmul(units, weights[1]) - batch) ** 2)
         for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
             weight.assign_sub(1e-4 * gradient)
         return loss
@@ -47,22 +51,6 @@ def keras_step():
             loss = tf.reduce_mean((model(batch) - 1.0) ** 2)
         variables = model.trainable_variables
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-        return loss
-
-    return step
-
-
-def big_step():
-    """A perceptron whose kernels take a few milliseconds: bound by the graph."""
-    weights = [tf.Variable(tf.random.normal([512, 1024])), tf.Variable(tf.random.normal([1024, 512]))]
-    batch = np.ones((256, 512), "f4")
-
-    def step():
-        with tf.GradientTape() as tape:
-            hidden = tf.nn.relu(tf.matmul(batch, weights[0]))
-            loss = tf.reduce_mean((tf.matmul(hidden, weights[1]) - batch) ** 2)
-        for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
-            weight.assign_sub(1e-4 * gradient)
         return loss
 
     return step
@@ -108,11 +96,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
+    small = partial(perceptron, 64, 128, 32)
+    large = partial(perceptron, 512, 1024, 256)  # whose kernels take a few milliseconds: bound by the graph
     for name, make, read_every in (
-        ("raw", raw_step, 1),
-        ("raw, read every 10", raw_step, 10),
+        ("raw", small, 1),
+        ("raw, read every 10", small, 10),
         ("keras", keras_step, 10),
-        ("big", big_step, 1),
+        ("big", large, 1),
     ):
         times = measure(make(), args.rounds, read_every)
         for what, index in (("step", 0), ("CPU", 1)):

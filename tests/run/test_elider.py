@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from changes import beta, frozen_layer, learning_rate, loss_reduction, new_weights, nothing
 from truth import both_ways, run_once
 
 import terra_cx
@@ -79,32 +80,12 @@ def compare(make, change, step=None, least=30, co_executed=12, **settings):
     return report
 
 
-def nothing(parts):
-    """No change."""
-
-
-def learning_rate(parts):
-    parts.optimizer.learning_rate = 0.5
-
-
-def beta(parts):
-    parts.optimizer.beta_1 = 0.1
-
-
-def frozen_layer(parts):
-    parts.model.layers[0].trainable = False
-
-
 def new_activation(parts):
     parts.model.layers[0].activation = keras.activations.tanh
 
 
 def edited_attributes(parts):
     vars(parts.model.layers[0])["activation"] = keras.activations.tanh
-
-
-def new_weights(parts):
-    parts.model.set_weights([weight * 0.5 for weight in parts.model.get_weights()])
 
 
 def dropped_bias(parts):
@@ -115,10 +96,6 @@ def dropped_bias(parts):
 def replaced_method(parts):
     layer = parts.model.layers[1]
     layer.call = lambda inputs: tf.tanh(inputs @ layer.kernel + layer.bias)
-
-
-def loss_reduction(parts):
-    parts.loss.reduction = "sum"
 
 
 def clipping(parts):

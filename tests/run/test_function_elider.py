@@ -35,10 +35,15 @@ class State(dict):
         self.scalar, self.other = tf.Variable(1.5), tf.Variable(tf.fill([3], 5.0))
 
 
-def compare(step, *, least=20, change=None, shape=(4, 3), steps=STEPS, **settings):
-    """``step(x, state, late)`` in a loop, both ways; so many calls of functions must have been elided."""
+def compare(step, *, least=20, start=None, change=None, shape=(4, 3), steps=STEPS, **settings):
+    """``step(x, state, late)`` in a loop, both ways; so many calls of functions must have been elided.
+
+    ``start()`` is called before each of the two runs, ``change(state)`` before step ``LATE``.
+    """
 
     def program(see):
+        if start is not None:
+            start()
         state = State()
         for number, x in enumerate(batches(*shape, steps=steps)):
             if number == LATE and change is not None:
@@ -288,31 +293,22 @@ def test_a_public_function_is_patched():
 def test_an_operator_is_patched():
     own = tf.Tensor.__add__
 
+    def put_back():
+        tf.Tensor.__add__ = own
+
     def patch(state):
         tf.Tensor.__add__ = lambda a, b: tf.subtract(a, b)
 
     def step(x, state, late):
         return tf.matmul(x, state["w"]) + state["b"] + x
 
-    def program(see):
-        tf.Tensor.__add__ = own
-        state = State()
-        for number, x in enumerate(batches(4, 3)):
-            if number == LATE:
-                patch(state)
-            state.count.assign_add(1)
-            see(step(x, state, False))
-
     try:
-        assert shortened(both_ways(program)) > 10
+        compare(step, least=11, start=put_back, change=patch)
     finally:
-        tf.Tensor.__add__ = own
+        put_back()
 
 
 def test_checks_of_numerics_are_switched_on():
-    def change(state):
-        tf.debugging.enable_check_numerics()
-
     def step(x, state, late):
         y = tf.matmul(x, state["w"])
         try:
@@ -320,19 +316,11 @@ def test_checks_of_numerics_are_switched_on():
         except tf.errors.InvalidArgumentError as error:
             return type(error).__name__
 
-    def program(see):
-        tf.debugging.disable_check_numerics()
-        state = State()
-        for number, x in enumerate(batches(4, 3)):
-            if number == LATE:
-                change(state)
-            state.count.assign_add(1)
-            see(step(x, state, False))
-
+    off = tf.debugging.disable_check_numerics
     try:
-        assert shortened(both_ways(program)) > 10
+        compare(step, least=11, start=off, change=lambda state: tf.debugging.enable_check_numerics())
     finally:
-        tf.debugging.disable_check_numerics()
+        off()
 
 
 SWITCHES = """

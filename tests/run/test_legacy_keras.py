@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from changes import beta, frozen_layer, learning_rate, loss_reduction, new_weights, nothing
 from truth import both_ways
 
 keras = pytest.importorskip(
@@ -46,32 +47,12 @@ class Parts:
         return loss
 
 
-def nothing(parts):
-    """No change."""
-
-
-def learning_rate(parts):
-    parts.optimizer.learning_rate = 0.5
-
-
-def beta(parts):
-    parts.optimizer.beta_1 = 0.1
-
-
-def frozen_layer(parts):
-    parts.model.layers[0].trainable = False
-
-
 def new_activation(parts):
     parts.model.layers[0].activation = tf.tanh
 
 
 def edited_attributes(parts):
     vars(parts.model.layers[0])["activation"] = tf.nn.softplus
-
-
-def new_weights(parts):
-    parts.model.set_weights([weight * 0.5 for weight in parts.model.get_weights()])
 
 
 def momentum(parts):
@@ -84,10 +65,6 @@ def dropout_rate(parts):
 
 def regularizer(parts):
     parts.model.layers[0].kernel_regularizer.l2 = np.float32(0.5)
-
-
-def loss_reduction(parts):
-    parts.loss.reduction = "sum"
 
 
 def dropped_bias(parts):

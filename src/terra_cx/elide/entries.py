@@ -100,9 +100,9 @@ class Entries:
 
         Of the call that is in progress around it, what is passed on (``training``), not whose call it is.
         """
-        return self._of_this_keras(), self._of_legacy_keras()
+        return self._settings_of_keras(), self._settings_of_legacy_keras()
 
-    def _of_legacy_keras(self) -> Any:
+    def _settings_of_legacy_keras(self) -> Any:
         if self._legacy is None:
             return None
         call = getattr(self._legacy._call_context, "call_context", None)
@@ -112,7 +112,7 @@ class Entries:
             call.frozen,
         )
 
-    def _of_this_keras(self) -> Any:
+    def _settings_of_keras(self) -> Any:
         if self._state is None:
             return None
         settings = vars(self._state.GLOBAL_STATE_TRACKER)

@@ -72,7 +72,6 @@ class Function:
         """Exchange the code, unless somebody else has."""
         if self._function.__code__ is not self._was:
             return
-
         self._hook = _asking(boundary, self, self._was)
         self._function.__code__ = self._hook
 

@@ -320,12 +320,9 @@ class Elider:
                 slots[flat] = made[key] = Slot(spec, run, flat)
             turns = {}
             for step in stretch.needed:
-                turn = log.turns.get(step.node, 0)
-                turns[step.node] = turn + 1
+                turns[step.node] = log.turns.get(step.node, 0) + 1
                 skeleton.keep_arguments(run, step)
-                for out in step.needed:
-                    if out >= 0:
-                        log.bound[step.node, out, turn] = slots[step.base + out]
+                skeleton.keep_outputs(run, step)
             made.update(stretch.values)
             if run is skeleton.run:
                 skeleton.advance_over(run, stretch.pos + stretch.count, turns)

@@ -167,16 +167,14 @@ class FunctionElider:
                     return None
             turns: dict[Any, int] = {}
             for step in known.steps:
-                if step.needed:
-                    skeleton.keep_arguments(run, step)
                 if step.computed:
-                    base = step.base
-                    for index, out in enumerate(step.specs, base):
+                    for index, out in enumerate(step.specs, step.base):
                         slots[index] = Slot(out, run, index)
-                    if step.needed:
-                        skeleton.keep_outputs(run, step)
                 if step.needed:
                     turns[step.node] = skeleton.log.turns.get(step.node, 0) + 1
+                    skeleton.keep_arguments(run, step)
+                    if step.computed:
+                        skeleton.keep_outputs(run, step)
             if known.accesses:
                 skeleton.accessed(known.accesses)
             answer = [

@@ -85,7 +85,7 @@ class GraphRunner:
             self._guest = threading.get_ident()
             try:
                 for run in runs:
-                    self._serve(run)
+                    self._execute_once(run)
             finally:
                 self._guest = None
 
@@ -113,20 +113,25 @@ class GraphRunner:
     def _main(self) -> None:
         while True:
             try:
-                while True:
-                    try:
-                        run = self.path.receive()
-                    except ChannelError:
-                        return
-                    self._serve(run)
-                    del run
+                self._serve()
+                return
             except BaseException as error:  # noqa: BLE001  # somebody raised it in this thread, or memory has run out
                 self.internal("the graph runner", error)
-                lost, self.current = self.current, None
-                if lost is not None and lost.state <= State.SENT:
-                    self._fail(lost, error)
+                run, self.current = self.current, None
+                if run is not None and run.state <= State.SENT:
+                    self._fail(run, error)
 
-    def _serve(self, run: BlockRun) -> None:
+    def _serve(self) -> None:
+        """Execute runs until the path channel is closed."""
+        while True:
+            try:
+                run = self.path.receive()
+            except ChannelError:
+                return
+            self._execute_once(run)
+            del run
+
+    def _execute_once(self, run: BlockRun) -> None:
         """Execute a run, unless that has been done or an earlier one has failed."""
         with self._executing:
             if run.state > State.SENT:
