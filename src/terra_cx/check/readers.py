@@ -67,6 +67,7 @@ _WRAPPERS = {
     "keras/src/callbacks/callback_list.py",
     "terra_cx/tf/boundary.py",
     "terra_cx/tf/crossings.py",
+    "terra_cx/tf/reads.py",
 }
 """Files whose frames only pass a call on."""
 
