@@ -88,7 +88,7 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
                     symbols[op.base + index] = symbol
                 if level is Level.EXACT:
                     op.fallible = _may_fail(op, inputs, outputs, builder)
-                if level is Level.XLA and not op.fallible and known_to_xla(op.op):
+                if level is Level.XLA and not op.fallible and known_to_xla(operation):
                     for_xla.append(operation)
                 order.add(op, operation)
         except _Contradiction as why:

@@ -64,10 +64,14 @@ def _levels(levels: Record) -> Iterator[tuple[str, str, str]]:
     ]
     blocks_run = f"blocks run {', '.join(at)}" if at else "no block was compiled"
     yield "levels", "", f"{levels['asked']}: {blocks_run}"
-    for each in levels["measured"]:
-        times = ", ".join(f"{level} {milliseconds(ms)}" for level, ms in each["ms"].items())
+    measured = sorted(levels["measured"], key=lambda each: -each["exact_ms"])
+    for each in measured[:MOST_FALLBACKS]:
+        times = ", ".join(f"{level} {ratio:.2f} of that" for level, ratio in each["relative"].items())
+        picked = each["picked"] + " is ahead" * (not each["over"])
         line = os.path.basename(each["line"])
-        yield "", "", f"{line}  {each['picked']}{' is ahead' * (not each['over'])}, as measured: {times}"
+        yield "", "", f"{line}  {picked}: exact {milliseconds(each['exact_ms'])}, {times}"
+    if len(measured) > MOST_FALLBACKS:
+        yield "", "", f"and {len(measured) - MOST_FALLBACKS} more blocks; --report lists them"
     for each in levels["refused"][:MOST_FALLBACKS]:
         yield "level", "yellow", f"{each['line']}  not at {each['level']}, {each['reason']}: {each['detail']}"
     if len(levels["refused"]) > MOST_FALLBACKS:

@@ -3,7 +3,8 @@
 The block begins at `exact`. When it has run for so long that trying a level costs little beside that (`SHARE`), the
 level's function is made and verified in one run, as any first run is (`run.leveling`), and then takes turns with the
 fastest function so far. What is compared are pairs of calls that follow each other: a machine that slows down slows
-down both. A level has to be clearly faster; within the noise the more exact one stays.
+down both. A level has to win by `MARGIN` in the median, and most of the pairs; within the noise the more exact one
+stays.
 
 Each level is tried once, so the cost is bounded, and a program that ends early pays nothing.
 """
@@ -22,11 +23,12 @@ __all__ = ["Contest"]
 
 SHARE = 0.1
 """Of the time that a block has run for, so much may be spent on trying a level."""
-COSTS = {Level.GRAPH: 0.5e-3, Level.XLA: 10e-3}
+COSTS = {Level.GRAPH: 0.5e-3, Level.XLA: 20e-3}
 """About what it takes to try a level, in seconds per op of the block: the op run by itself, and compiled."""
 PAIRS = 15
-MARGIN = 0.95
-"""A level is picked if the median of its pairs takes less than this part of the other's time."""
+MARGIN, MOST = 0.95, 0.75
+"""A level is picked if it takes less than this part of the other's time in the median of its pairs, and is faster in
+that part of them: of fifteen tosses of a coin, so many are heads one time in fifty."""
 
 
 class Contest:
@@ -38,8 +40,10 @@ class Contest:
     """
 
     def __init__(self, block: Block, exact: CompiledFunction) -> None:
-        self.ms: dict[Level, float] = {}
-        """Milliseconds of a call, by the level, as measured."""
+        self.ms: float | None = None
+        """Milliseconds of a call at `exact`, as measured."""
+        self.relative: dict[Level, float] = {}
+        """By the levels that were tried: their time over that at `exact`."""
         self._block = block
         self._best = exact
         self._challenger: CompiledFunction | None = None
@@ -102,9 +106,11 @@ class Contest:
 
     def _decide(self, challenger: CompiledFunction) -> None:
         pairs = self._pairs[1:]  # the first pays for what is cold
-        self.ms[self._best.level] = 1e3 * median(best for best, _ in pairs)
-        self.ms[challenger.level] = 1e3 * median(other for _, other in pairs)
-        if median(other / best for best, other in pairs) < MARGIN:
+        if self.ms is None:
+            self.ms = 1e3 * median(best for best, _ in pairs)
+        ratio = median(other / best for best, other in pairs)
+        self.relative[challenger.level] = ratio * self.relative.get(self._best.level, 1.0)
+        if ratio < MARGIN and sum(other < best for best, other in pairs) >= MOST * len(pairs):
             self._best = challenger
         self._challenger = None
         self._pairs = []

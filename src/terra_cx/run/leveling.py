@@ -159,9 +159,10 @@ class Leveling:
             function = block.variants.get(block.outputs) or next(iter(block.variants.values()), None)
             level = getattr(function, "level", Level.EXACT)
             counts["op by op" if block.eager is not None else level] += 1
-            if isinstance(function, Contest) and function.ms and len(measured) < _MOST_REFUSALS:
-                ms = {each.value: round(figure, 6) for each, figure in function.ms.items()}
-                measured.append({"line": block.line, "picked": level.value, "over": function.over, "ms": ms})
+            if isinstance(function, Contest) and function.ms is not None and len(measured) < _MOST_REFUSALS:
+                relative = {each.value: round(figure, 4) for each, figure in function.relative.items()}
+                told = {"line": block.line, "picked": level.value, "over": function.over}
+                measured.append({**told, "exact_ms": round(function.ms, 6), "relative": relative})
         return {
             "asked": self.asked,
             "blocks": {str(level): count for level, count in counts.items()},

@@ -298,9 +298,14 @@ class GraphBuilder:
         return CompiledFunction(atomic, list(graph.external_captures), len(outputs), self.level)
 
 
-def known_to_xla(op: str) -> bool:
-    """Whether XLA, where it has a kernel for a pure op, computes what TensorFlow's kernel computes, up to rounding."""
-    return not op.startswith(_NOT_FOR_XLA)
+def known_to_xla(operation: Any) -> bool:
+    """Whether XLA, where it has a kernel for an op of a graph, computes what TensorFlow's kernel does, up to rounding.
+
+    Numbers that an integer type cannot hold are cast otherwise, negative ones to an unsigned type among them.
+    """
+    if operation.type == "Cast" and operation.outputs[0].dtype.is_integer:
+        return not operation.inputs[0].dtype.is_floating
+    return not operation.type.startswith(_NOT_FOR_XLA)
 
 
 def _inferred(arg: Any, value: Any) -> list[str]:
