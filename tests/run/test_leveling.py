@@ -101,7 +101,16 @@ def other_types(see):
         y = tf.cast(x, tf.int32) * 2_000_000_011 + step  # wraps around
         count.assign_add(x // 7 + x % 5 + tf.bitwise.right_shift(x, 3))
         words = tf.strings.join([tf.strings.as_string(y), "x"])
-        see(y, x > 0, tf.argmax(tf.cast(y, tf.float32)), words.numpy().tolist(), count, tf.cast(x, tf.uint8))
+        cut = tf.cast(tf.cast(x, tf.float32) * 3.0, tf.int32)  # out of range
+        see(
+            cut,
+            y,
+            x > 0,
+            tf.argmax(tf.cast(y, tf.float32)),
+            words.numpy().tolist(),
+            count,
+            tf.cast(x, tf.uint8),
+        )
     return count
 
 
