@@ -114,8 +114,9 @@ def test_a_level(tmp_path, how):
     assert done.stdout == "caught True\nTrue\n"
     assert done.returncode == 0
     level = "xla" if how == "option" else "graph"
-    assert f"levels    {level}: blocks run 1 at {level}\n" in done.stderr
-    assert report["levels"] == {"asked": level, "blocks": {level: 1}, "measured": [], "refused": []}
+    assert f"levels    {level}: blocks run " in done.stderr
+    assert (report["levels"]["asked"], report["levels"]["refused"]) == (level, [])
+    assert report["levels"]["blocks"].keys() == {level}
 
 
 def test_a_level_that_does_not_exist(tmp_path):

@@ -33,7 +33,7 @@ def clock(monkeypatch):
 
 
 def begin(clock, seconds=1e-3, ops=10):
-    block = SimpleNamespace(ops=[None] * ops, picked=None)
+    block = SimpleNamespace(ops=[None] * ops, picked=None, forms={Level.GRAPH: "graph", Level.XLA: "xla"})
     return block, Contest(block, Timed(clock, Level.EXACT, seconds))
 
 
@@ -68,6 +68,7 @@ def test_the_fastest_is_picked_and_each_is_tried_once(clock):
     play(clock, made, Timed(clock, Level.GRAPH, 0.7e-3), Timed(clock, Level.XLA, 0.5e-3))
     assert made.over
     assert (block.picked, made.level) == (Level.XLA, Level.XLA)
+    assert block.forms == {Level.XLA: "xla"}  # the others are needed no more
     assert made.ms == pytest.approx(1.0)
     assert made.relative == pytest.approx({Level.GRAPH: 0.7, Level.XLA: 0.5})
     for _ in range(1000):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -312,6 +314,35 @@ def test_what_xla_does_not_know_stays_with_its_kernels():
                 tf.unique(tf.reshape(x, [-1])).y,
             )
             w.assign_add(x - x)
+
+    ran_at(both_ways(program, level="xla"), "xla")
+
+
+def test_ties_and_nan_under_xla():
+    """Where XLA's kernels are other functions than TensorFlow's."""
+
+    def program(see):
+        rng = np.random.default_rng(11)
+        w = tf.Variable(tf.zeros([1, 4, 4, 1]))
+        for step in range(STEPS):
+            x = tf.constant(rng.integers(0, 2, [1, 4, 4, 1]).astype("float32"))
+            with tf.GradientTape() as tape:
+                y = tf.reduce_sum(tf.nn.max_pool2d(x + w, 2, 1, "SAME"))
+            w.assign_add(tf.round(tape.gradient(y, w)))
+            late = math.nan if step > STEPS - 5 else 1.0
+            z = tf.constant([2.0, late, 1.0]) * 2.0
+            see(tf.maximum([1.0, 2.0, 3.0], z), tf.minimum([1.0, 2.0, 3.0], z))
+            see(
+                tf.reduce_max(z),
+                tf.reduce_min(z),
+                tf.nn.relu(z),
+                tf.argmax(z),
+                tf.clip_by_value(z, -1.0, 1.0),
+            )
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                root = tf.reduce_sum(tf.where(z > 3.0, tf.sqrt(z - 2.0), 0.0))
+            see(w, tape.gradient(root, z), tf.math.top_k(z, 2).values, tf.argmin(z))
 
     ran_at(both_ways(program, level="xla"), "xla")
 

@@ -119,3 +119,6 @@ class Contest:
     def _end_if_over(self) -> None:
         if self.over:
             self._block.picked = self.level
+            for level in list(self._block.forms):
+                if level is not self.level:
+                    del self._block.forms[level]

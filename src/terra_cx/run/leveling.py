@@ -97,6 +97,8 @@ class Leveling:
             Whether the block has a function now; if not, it is to run at level `exact`.
         """
         block = trial.run.block
+        if not block.ops:
+            return False  # nothing but random draws, which are made before it
         known = block.variants.get(trial.outputs)
         if isinstance(known, Contest):
             known.challenge(self._function(trial, known.next_level()))
@@ -113,7 +115,7 @@ class Leveling:
 
     def starts_from(self, block: Block, outputs: frozenset[int], exact: CompiledFunction) -> None:
         """A function of level `exact` was made; with ``auto`` a contest begins."""
-        if self.auto and block.picked is None:
+        if self.auto and block.picked is None and block.ops:
             block.variants[outputs] = Contest(block, exact)
 
     def _function(self, trial: Trial, level: Level) -> CompiledFunction | None:
@@ -146,7 +148,7 @@ class Leveling:
             self._refusals[key].count += 1
 
     def as_dict(self, blocks: Iterable[Block]) -> dict[str, Any]:
-        """For the report.
+        """For the report; also while blocks are run on another thread.
 
         Args:
             blocks: those that are in use.
@@ -156,11 +158,11 @@ class Leveling:
         for block in blocks:
             if block.idle or not (block.variants or block.eager):
                 continue  # it has not run
-            function = block.variants.get(block.outputs) or next(iter(block.variants.values()), None)
+            function = block.variants.get(block.outputs) or next(iter([*block.variants.values()]), None)
             level = getattr(function, "level", Level.EXACT)
             counts["op by op" if block.eager is not None else level] += 1
             if isinstance(function, Contest) and function.ms is not None and len(measured) < _MOST_REFUSALS:
-                relative = {each.value: round(figure, 4) for each, figure in function.relative.items()}
+                relative = {each.value: round(ratio, 4) for each, ratio in dict(function.relative).items()}
                 told = {"line": block.line, "picked": level.value, "over": function.over}
                 measured.append({**told, "exact_ms": round(function.ms, 6), "relative": relative})
         return {
@@ -176,6 +178,6 @@ class Leveling:
                     "detail": each.detail,
                     "count": each.count,
                 }
-                for each in self._refusals.values()
+                for each in [*self._refusals.values()]
             ],
         }
