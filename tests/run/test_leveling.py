@@ -371,12 +371,14 @@ def test_auto_tries_the_levels_and_picks_one(monkeypatch):
             see(w)
 
     report = both_ways(program, level="auto")
-    (measured,) = report["levels"]["measured"]
-    assert measured["over"]
-    assert measured["exact_ms"] > 0
-    assert set(measured["relative"]) == {"graph", "xla"}
-    assert report["levels"]["blocks"] == {measured["picked"]: 1}
-    assert {"exact": 1.0, **measured["relative"]}[measured["picked"]] <= 1.0
+    measured = report["levels"]["measured"]
+    over = [each for each in measured if each["over"]]
+    assert over
+    for each in over:
+        assert each["exact_ms"] > 0
+        assert set(each["relative"]) == {"graph", "xla"}
+        assert {"exact": 1.0, **each["relative"]}[each["picked"]] <= 1.0
+    assert set(report["levels"]["blocks"]) >= {each["picked"] for each in measured}
 
 
 def test_auto_costs_a_short_program_nothing():

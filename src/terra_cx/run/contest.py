@@ -2,9 +2,9 @@
 
 The block begins at `exact`. When it has run for so long that trying a level costs little beside that (`SHARE`), the
 level's function is made and verified in one run, as any first run is (`run.leveling`), and then takes turns with the
-fastest function so far. What is compared are pairs of calls that follow each other: a machine that slows down slows
-down both. A level has to win by `MARGIN` in the median, and most of the pairs; within the noise the more exact one
-stays.
+fastest function so far. What is compared are pairs of calls that follow each other, A B B A: a machine that slows down
+slows down both. A level has to win by `MARGIN` in the median, and most of the pairs; within the noise the more exact
+one stays.
 
 Each level is tried once, so the cost is bounded, and a program that ends early pays nothing.
 """
@@ -50,8 +50,9 @@ class Contest:
         self._untried = [Level.GRAPH, Level.XLA]
         self._spent = 0.0
         self._pairs: list[tuple[float, float]] = []
-        self._first: float | None = None
-        """Seconds of the pair's first call, the one of the best function so far."""
+        self._turn = 0
+        self._half = 0.0
+        """Seconds of the pair's first call."""
 
     @property
     def level(self) -> Level:
@@ -77,14 +78,14 @@ class Contest:
     def challenge(self, function: CompiledFunction | None) -> None:
         """The level was tried: its function, or None if it is not to be had."""
         self._challenger = function
-        self._pairs, self._first = [], None
+        self._pairs, self._turn = [], 0
         if function is None:
             self._end_if_over()
 
     def __call__(self, feeds: list[Any]) -> list[Any]:
         """Run one of the functions; see `tf.graphs.CompiledFunction`."""
         challenger = self._challenger
-        function = self._best if challenger is None or self._first is None else challenger
+        function = self._best if challenger is None or self._turn % 4 in (0, 3) else challenger
         start = time.perf_counter()
         results = function(feeds)
         seconds = time.perf_counter() - start
@@ -94,13 +95,13 @@ class Contest:
         return results
 
     def _timed(self, challenger: CompiledFunction, seconds: float) -> None:
-        if self._first is None:
-            self._first = seconds
+        self._turn += 1
+        if self._turn % 2:
+            self._half = seconds
             return
         # While a function still tries executors, its times are not its own.
         if self._best.settled and challenger.settled:
-            self._pairs.append((self._first, seconds))
-        self._first = None
+            self._pairs.append((self._half, seconds) if self._turn % 4 == 2 else (seconds, self._half))
         if len(self._pairs) > PAIRS:
             self._decide(challenger)
 
