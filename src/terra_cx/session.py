@@ -475,6 +475,7 @@ class Session:
             record["step_ms"] = {"eager": eager, "co": co}
         record["overlap"] = conductor.overlap()
         record["runner"] = conductor.statistics()
+        record["levels"] = conductor.levels()
         return record
 
     def graph_text(self) -> str:

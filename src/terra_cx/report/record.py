@@ -16,6 +16,9 @@ Keys of version 1:
 | `differences` | list of `{what, op, where, new, known, lines, count}`: up to eight kinds (`run.differences`) |
 | `anchors` | list of `{line, state, nodes, blocks, given_up, manner, manner_ms}`; `given_up` is the reason or null; |
 | | `manner` is how its regions run as measured, overlapped or in turns, null before; `manner_ms` the measurements |
+| `levels` | `{asked, blocks, measured, refused}`: the level asked for; how many blocks run at which, or op by op; |
+| | with `auto`, list of `{line, picked, over, exact_ms, relative}`; list of |
+| | `{reason, level, line, at, detail, count}`, why blocks run lower than asked for; null if no step was found |
 | `internal_errors` | how often terra-cx itself failed and the program went on in eager |
 """
 
@@ -47,5 +50,6 @@ def blank(mode: str) -> Record:
         "overlap": None,
         "fallbacks": [],
         "anchors": [],
+        "levels": None,
         "internal_errors": 0,
     }
