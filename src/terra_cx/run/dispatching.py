@@ -194,6 +194,7 @@ class Dispatching:
             self.run = self.step = None
             return
         _have_room(_ROOM)
+        run.frozen = True  # should Ctrl-C leave it open once it is on its way, no op may be added to it
         block = run.block
         if block.idle:
             run.finish(State.DONE)
