@@ -60,8 +60,8 @@ class BlockRun:
     output, ``pos`` the number of validated steps, ``start`` the region's position of its first op.
 
     ``pos`` decides what has been issued: what stands in slots and draws beyond it was never committed. A run that
-    is ``frozen`` stays as it is, because it is being handed over, by the owner thread, by another one or by an op inside
-    the hook; ``outputs`` is None until its plan is made.
+    is ``frozen`` stays as it is, because it is being handed over, by the owner thread, by another one, or by an op
+    inside the hook; ``outputs`` is None until its plan is made.
     """
 
     __slots__ = (
