@@ -11,8 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from terra_cx.cache.journal import Misfit
+from terra_cx.cache.warm import Kept, WarmStart
 from terra_cx.config import Options
 from terra_cx.elide.entries import Entries
 from terra_cx.elide.functions import Functions
@@ -40,6 +42,7 @@ from terra_cx.trace.tracegraph import TraceGraph
 
 __all__ = ["Conductor", "Observer"]
 
+T = TypeVar("T")
 _QUEUE = 256
 """Block runs that may be queued; the run-ahead limit in regions bounds them long before."""
 
@@ -79,11 +82,13 @@ class Conductor:
         observer: Observer,
         internal: Callable[[str, BaseException], None],
         user: UserCode | None = None,
+        cache: WarmStart | None = None,
     ):
         self.options = options
         self.boundary = boundary
         self.observer = observer
         self.user = user if user is not None else UserCode()
+        self.cache = cache
         self.entries = Entries()
         self.functions = Functions()
         self.internal = internal
@@ -121,6 +126,11 @@ class Conductor:
         if not self.options.no_elide:
             anchor.elisions = Elisions(self.entries, self._tell)
         anchor.eager_times = eager_times
+        if self.cache is not None:
+            cache = self.cache
+            anchor.kept = self._of_cache(lambda: cache.opened(anchor_id))
+            if anchor.kept is not None:
+                anchor.live_tapes = anchor.kept.live_tapes
         self.anchors[anchor_id] = anchor
         return anchor
 
@@ -205,7 +215,8 @@ class Conductor:
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
         # Not in the first trace, whose calls may still build what they need, nor in the rest of a region that diverged.
-        if anchor.elisions is not None and anchor.regions["traced"] and self.skeleton is None:
+        known = anchor.regions["traced"] or anchor.begins_warm
+        if anchor.elisions is not None and known and self.skeleton is None:
             self.entries.put(self.boundary)
             self.functions.put(self.boundary)
             anchor.elisions.refresh()
@@ -257,6 +268,8 @@ class Conductor:
         seconds = time.perf_counter() - self._region_start
         anchor.co_executed(seconds, True)
         self._paced(anchor, seconds)
+        if anchor.kept is not None and anchor.kept.due(anchor.regions["co_executed"]):
+            self._save(anchor, anchor.kept)
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
@@ -334,7 +347,13 @@ class Conductor:
                 anchor.fell_back(reason, anchor.line, detail)
                 anchor.give_up(reason, detail)
             return
+        if not diverged and anchor.begins_warm and self._warmed(anchor, recorder):
+            return
+        kept = anchor.kept
+        row = self._of_cache(lambda: kept.journal.noted(trace)) if kept is not None else None
         result = anchor.graph.merge(trace)
+        if kept is not None:
+            self._of_cache(lambda: kept.journal.merged(row, result, anchor.graph))
         if result.reset:
             anchor.retrace()
         elif recorder.calls is not None and anchor.elisions is not None:
@@ -347,6 +366,71 @@ class Conductor:
                 self._paced(anchor, seconds, not result.nothing_new)
         else:
             anchor.traced(not result.nothing_new)
+
+    # -- the cache -----------------------------------------------------------------------------------------------
+    def _of_cache(self, action: Callable[[], T]) -> T | None:
+        """Do something with the cache; a mistake of ours there ends the use of it, and nothing else."""
+        try:
+            return action()
+        except Misfit:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self.internal("the cache", error)
+            self.cache = None
+            for anchor in self.anchors.values():
+                anchor.kept = None
+            return None
+
+    def _warmed(self, anchor: ActiveAnchor, recorder: Recorder) -> bool:
+        """Take up what another process has learned, now that a region was traced; whether that region is done with."""
+        kept, cache, trace = anchor.kept, self.cache, recorder.trace
+        assert kept is not None
+        assert cache is not None
+        journal = kept.journal
+        try:
+            warm = self._of_cache(lambda: journal.warm(trace, TraceGraph(self.options.max_nodes)))
+        except Misfit as why:
+            cache.unusable(kept, str(why))
+            return False
+        if warm is None:
+            anchor.regions["traced"] += 1
+            return anchor.kept is not None  # the next region will be tried
+        anchor.graph = warm.graph
+        if warm.whole:
+            row = self._of_cache(lambda: journal.noted(trace))
+            result = warm.graph.merge(trace)
+            self._of_cache(lambda: journal.merged(row, result, warm.graph))
+            if result.reset:
+                anchor.retrace()
+                return True
+        else:
+            for call, node in zip(trace.calls, warm.nodes, strict=True):
+                call.node = node
+        if recorder.calls is not None and anchor.elisions is not None:
+            known = [
+                one for one in recorder.calls.found if all(c.node for c in trace.calls[one.first : one.last])
+            ]
+            anchor.elisions.learn(trace, known)
+            anchor.elisions.rest()
+        kept.started = f"{len(warm.graph)} operations known" + (
+            f", {warm.left_out} traces left out" if warm.left_out else ""
+        )
+        anchor.warm_started()
+        return True
+
+    def _save(self, anchor: ActiveAnchor, kept: Kept) -> None:
+        """Write what the anchor has learned to the cache."""
+        cache = self.cache
+        if cache is None or anchor.stage is not Stage.CO:
+            return
+        pace = anchor.pace.chosen.value if self.measures and anchor.pace.chosen is not None else None
+        self._of_cache(lambda: cache.save(kept, anchor.graph, pace, anchor.live_tapes, anchor.line))
+
+    def save(self) -> None:
+        """The run ends: write to the cache what is new."""
+        for anchor in self.anchors.values():
+            if anchor.kept is not None:
+                self._save(anchor, anchor.kept)
 
     # -- divergence ----------------------------------------------------------------------------------------------
     def on_divergence(self, skeleton: Skeleton, divergence: Diverge) -> Any:

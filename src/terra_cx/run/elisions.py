@@ -74,6 +74,10 @@ class Elisions:
         self._wait = self._distance = 2 * self._distance
         return True
 
+    def rest(self) -> None:
+        """The next region is co-executed, whatever there may be to note in it."""
+        self._wait = 3
+
     def learn(self, trace: Trace, found: Iterable[LibraryCall]) -> None:
         """Take over what a trace has noted; it has been merged."""
         refused = sum(refusal.attempts for refusal in self.refusals.values())
