@@ -15,6 +15,7 @@ Guarantees:
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import time
@@ -22,8 +23,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["VERSION", "Entry", "Store", "entries"]
+__all__ = ["VERSION", "Entry", "Store", "Unreadable", "describe", "entries", "remove"]
 
 VERSION = 1
 """Of the format. An entry of another one is not read; raised whenever old entries would be misunderstood."""
@@ -37,7 +39,7 @@ _LEFTOVER = 3600.0
 """Seconds after which a file that a writer has left half-written is removed."""
 
 
-class _BadEntry(Exception):
+class Unreadable(Exception):
     """A file that is not used; the message says why."""
 
 
@@ -106,7 +108,7 @@ class Store:
         except OSError as error:
             self._problem(f"{path} cannot be read ({error.strerror})")
             return None
-        except _BadEntry as why:
+        except Unreadable as why:
             self.unusable(name, str(why))
             return None
         if not self.readonly:
@@ -154,7 +156,7 @@ class Store:
             if total <= self.limit:
                 return
             if entry.path.stem != kept:
-                _remove(entry.path)
+                remove(entry.path)
                 total -= entry.size
 
     def _path(self, name: str) -> Path:
@@ -182,7 +184,7 @@ def entries(folder: Path) -> list[Entry]:
                 if item.name.endswith(SUFFIX):
                     found.append(Entry(Path(item.path), status.st_size, status.st_mtime))
                 elif _is_draft(item.name) and time.time() - status.st_mtime > _LEFTOVER:
-                    _remove(Path(item.path))
+                    remove(Path(item.path))
     except OSError:
         return []
     return found
@@ -192,11 +194,32 @@ def _is_draft(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> bool:
+    """Remove a file; whether it is gone."""
     try:
         path.unlink(missing_ok=True)
     except OSError:
-        pass  # a read-only folder, or another user's file: it stays
+        return False  # a read-only folder, or another user's file: it stays
+    return True
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What an entry is about: `line`, `tensorflow` (version), `traces` (how many).
+
+    Raises:
+        Unreadable: it is no entry that can be used.
+    """
+    try:
+        entry = json.loads(_content(path))
+        return {
+            "line": str(entry["line"]),
+            "tensorflow": str(entry["environment"]["tensorflow"][0]),
+            "traces": len(entry["journal"]["traces"]),
+        }
+    except OSError as error:
+        raise Unreadable(f"it cannot be read ({error.strerror})") from None
+    except (LookupError, TypeError, ValueError):
+        raise Unreadable("it is damaged") from None
 
 
 def _content(path: Path) -> bytes:
@@ -204,22 +227,22 @@ def _content(path: Path) -> bytes:
 
     Raises:
         OSError: the file cannot be read.
-        _BadEntry: it is no entry, damaged, or of another version.
+        Unreadable: it is no entry, damaged, or of another version.
     """
     with path.open("rb") as file:
         data = file.read(_MOST)
     if not data.startswith(_MAGIC):
-        raise _BadEntry("it is no file of terra-cx's" if data else "it is empty")
+        raise Unreadable("it is no file of terra-cx's" if data else "it is empty")
     if not data.startswith(_HEADER):
-        raise _BadEntry("another version of terra-cx has written it")
+        raise Unreadable("another version of terra-cx has written it")
     digest, packed = data[len(_HEADER) : len(_HEADER) + _DIGEST], data[len(_HEADER) + _DIGEST :]
     if hashlib.sha256(packed).digest() != digest:
-        raise _BadEntry("it is damaged")
+        raise Unreadable("it is damaged")
     inflate = zlib.decompressobj()
     try:
         content = inflate.decompress(packed, _MOST)
     except zlib.error as error:
-        raise _BadEntry("it is damaged") from error
+        raise Unreadable("it is damaged") from error
     if not inflate.eof:
-        raise _BadEntry("it is too large")
+        raise Unreadable("it is too large")
     return content
