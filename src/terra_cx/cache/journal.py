@@ -13,14 +13,17 @@ variable which that region did not show are left out, with all after them: the f
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from terra_cx.cache import binding
 from terra_cx.cache.codes import Codes
+from terra_cx.cache.functions import Functions, rows_of
 from terra_cx.cache.rows import Handles, Reader, Tables, Writer, handles_of
 from terra_cx.cache.values import Unstorable
+from terra_cx.compile.blocks import Block
+from terra_cx.compile.lowering import Prepared
 from terra_cx.tf.custom_gradients import has_foreign_gradient
 from terra_cx.tf.opdefs import Kind, classify
 from terra_cx.trace.records import Trace
@@ -78,6 +81,7 @@ class Journal:
         self._bytes = 0
         self._stored = stored
         self._attempts = 0
+        self._functions: Functions | None = None
         self.changed = False
         """Whether there is something that no entry has."""
         self.closed: str | None = None
@@ -159,6 +163,7 @@ class Journal:
         whole = len(pairs) == len(fresh) == len(rows[best]["calls"])
         self._stored = None
         self._take(tables, texts[:usable], stored["rolled"], handles)
+        self._functions = Functions(stored["blocks"], self._writer, handles, reader.tensors)
         self.changed = usable < len(rows)
         return Warm(graph, nodes, whole, len(rows) - usable)
 
@@ -183,6 +188,14 @@ class Journal:
         self._rows = _Rows(tables, list(texts), list(rolled))
         self._bytes = sum(map(len, texts))
         self._writer = Writer(self._codes, tables, self._handles)
+
+    def prepared(self, block: Block) -> Prepared | None:
+        """What the entry has of a block; None if it has to be lowered.
+
+        Raises:
+            Cut: the block must be shorter.
+        """
+        return None if self._functions is None else self._functions.of(block)
 
     # -- keeping -------------------------------------------------------------------------------------------------
     def noted(self, trace: Trace) -> str | None:
@@ -223,14 +236,16 @@ class Journal:
         """Whether there is nothing to store."""
         return not self._rows.traces
 
-    def stored(self, graph: TraceGraph) -> dict[str, Any]:
+    def stored(self, graph: TraceGraph, blocks: Iterable[Block]) -> dict[str, Any]:
         """What another process needs to begin where this one is."""
         rows = self._rows
+        functions = rows_of(blocks, self._writer)  # before the tables, to which it adds
         return {
             "tables": rows.tables.as_dict(),
             "rolled": rows.rolled,
             "handles": len(self._handles.tensors),
             "traces": rows.traces,
+            "blocks": functions,
             "nodes": [_overlay(graph.root), *map(_overlay, graph)],
         }
 

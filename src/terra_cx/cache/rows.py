@@ -150,6 +150,10 @@ class Writer:
             found = self._loops[anchor_id] = self._tables.number("loops", item)
         return found
 
+    def handle(self, tensor: Any) -> int | None:
+        """The number of a resource handle that a trace has mentioned."""
+        return self._handles.of_id(id(tensor))
+
     def _site(self, site: Any) -> Any:
         if site is None:
             return None
@@ -183,7 +187,7 @@ class Writer:
             self._site(call.site),
             call.position,
             call.name,
-            [self._tensor(tensor) for tensor in call.values],
+            [self.tensor(tensor) for tensor in call.values],
             [self._call(inner) for inner in call.inner],
             [self._result(result) for result in call.results] if call.node is None else [],
             [
@@ -208,13 +212,18 @@ class Writer:
         if isinstance(ref, Const):
             return [_CONST, None if free else packed(ref.value), ref.dtype]
         if isinstance(ref, Known):
-            return [_KNOWN, self._tensor(ref.tensor), self._ref(ref.origin)]
+            return [_KNOWN, self.tensor(ref.tensor), self._ref(ref.origin)]
         if isinstance(ref, Resource):
             return [_RESOURCE, None if free else self._handles.number(ref.tensor)]
         assert isinstance(ref, Captured)
-        return [_CAPTURED, None if ref.tensor is None else self._tensor(ref.tensor)]
+        return [_CAPTURED, None if ref.tensor is None else self.tensor(ref.tensor)]
 
-    def _tensor(self, tensor: Any) -> int:
+    def tensor(self, tensor: Any) -> int:
+        """The number of a host tensor.
+
+        Raises:
+            Unstorable: it is too large, or no array.
+        """
         found = self._tensors.get(id(tensor))
         if found is None:
             number = self._tables.number("tensors", packed_tensor(tensor))
@@ -265,6 +274,11 @@ class Reader:
         """The anchor of a loop."""
         anchor: int = self._loops[number]
         return anchor
+
+    @property
+    def tensors(self) -> list[Any]:
+        """The tensors that rows refer to."""
+        return self._tensors
 
     def trace(self, row: dict[str, Any], nodes: Sequence[Node]) -> Trace:
         """A trace that can be merged.

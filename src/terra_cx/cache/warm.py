@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -12,6 +12,7 @@ from terra_cx.cache import keys
 from terra_cx.cache.codes import Codes
 from terra_cx.cache.journal import Journal
 from terra_cx.cache.store import Store
+from terra_cx.compile.blocks import Block
 from terra_cx.config import Options
 from terra_cx.observe.anchors import AnchorTable
 from terra_cx.trace.tracegraph import TraceGraph
@@ -125,19 +126,24 @@ class WarmStart:
         self.loaded -= 1
         self.store.unusable(kept.name, why)
 
-    def save(
-        self, kept: Kept, graph: TraceGraph, pace: str | None, live_tapes: str | None, line: str
-    ) -> None:
-        """Write what an anchor has learned, if that is something."""
+    def save(self, kept: Kept, graph: TraceGraph, blocks: Iterable[Block], about: dict[str, Any]) -> None:
+        """Write what an anchor has learned, if that is something.
+
+        Args:
+            kept: where it goes.
+            graph: its TraceGraph.
+            blocks: those that it has been cut into.
+            about: `line`, `pace` (None where it was not measured) and `live_tapes` of the anchor.
+        """
         journal = kept.journal
         if self.store.readonly or journal.empty or not journal.changed:
             return
         entry = {
             "environment": self._environment(),
-            "line": line,
-            "journal": journal.stored(graph),
-            "pace": None if pace is None else [pace, keys.pace_key(self._options)],
-            "live_tapes": live_tapes,
+            "line": about["line"],
+            "journal": journal.stored(graph, blocks),
+            "pace": None if about["pace"] is None else [about["pace"], keys.pace_key(self._options)],
+            "live_tapes": about["live_tapes"],
         }
         journal.changed = False
         self.saved += self.store.save(kept.name, json.dumps(entry, separators=(",", ":")).encode())

@@ -13,7 +13,7 @@ from typing import Any
 
 from terra_cx.cache.warm import Kept
 from terra_cx.compile.blocks import Block, build_block
-from terra_cx.compile.lowering import lower
+from terra_cx.compile.lowering import lower, prepare
 from terra_cx.reasons import Reason
 from terra_cx.run.differences import Difference
 from terra_cx.run.elisions import Elisions
@@ -123,10 +123,22 @@ class ActiveAnchor:
             if block.built_from == block.revisions:
                 self._versions[node] = version
                 return block
-        block = build_block(self.graph, node, self.next_uid(), lower)
+        block = build_block(self.graph, node, self.next_uid(), self._lower)
         self._blocks[node] = block
         self._versions[node] = version
         return block
+
+    def _lower(self, block: Block) -> None:
+        """Lower a block, or take over what a cache has of it.
+
+        Raises:
+            Cut: the block must be shorter.
+        """
+        prepared = None if self.kept is None else self.kept.journal.prepared(block)
+        if prepared is None:
+            lower(block)
+        else:
+            prepare(block, prepared)
 
     @property
     def blocks(self) -> list[Block]:

@@ -424,7 +424,8 @@ class Conductor:
         if cache is None or anchor.stage is not Stage.CO:
             return
         pace = anchor.pace.chosen.value if self.measures and anchor.pace.chosen is not None else None
-        self._of_cache(lambda: cache.save(kept, anchor.graph, pace, anchor.live_tapes, anchor.line))
+        about = {"line": anchor.line, "pace": pace, "live_tapes": anchor.live_tapes}
+        self._of_cache(lambda: cache.save(kept, anchor.graph, anchor.blocks, about))
 
     def save(self) -> None:
         """The run ends: write to the cache what is new."""
