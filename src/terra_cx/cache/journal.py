@@ -50,8 +50,6 @@ class Warm:
 
     graph: TraceGraph
     nodes: list[Node | None]
-    whole: bool
-    """Whether every call of the fresh trace is in the graph."""
     left_out: int
     """How many stored traces could not be used."""
 
@@ -93,9 +91,10 @@ class Journal:
         """Whether there is an entry that waits for a traced region."""
         return self._stored is not None
 
-    def forget_entry(self) -> None:
-        """Learn anew."""
-        self._stored = None
+    @property
+    def untried(self) -> bool:
+        """Whether no region has been laid beside the stored traces yet."""
+        return self._stored is not None and not self._attempts
 
     def warm(self, trace: Trace, graph: TraceGraph) -> Warm | None:
         """Make the stored TraceGraph one of this process.
@@ -105,7 +104,7 @@ class Journal:
             graph: an empty TraceGraph.
 
         Returns:
-            None if the next region should be tried.
+            None if the next region should be tried; the one given is of no further use.
 
         Raises:
             Misfit: the entry cannot be used here, and is forgotten.
@@ -160,12 +159,11 @@ class Journal:
         nodes: list[Node | None] = [None] * len(fresh)
         for a, b in pairs:
             nodes[b] = merged[best].calls[a].node
-        whole = len(pairs) == len(fresh) == len(rows[best]["calls"])
         self._stored = None
         self._take(tables, texts[:usable], stored["rolled"], handles)
         self._functions = Functions(stored["blocks"], self._writer, handles, reader.tensors)
         self.changed = usable < len(rows)
-        return Warm(graph, nodes, whole, len(rows) - usable)
+        return Warm(graph, nodes, len(rows) - usable)
 
     @staticmethod
     def _replayed(graph: TraceGraph, reader: Reader, rows: Sequence[dict[str, Any]]) -> list[Trace]:

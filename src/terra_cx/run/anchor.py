@@ -180,6 +180,11 @@ class ActiveAnchor:
         """Whether a stored TraceGraph waits for the region that will be traced."""
         return self.kept is not None and self.kept.journal.waiting
 
+    @property
+    def binds(self) -> bool:
+        """Whether the region that will be traced is meant for nothing else than that."""
+        return self.kept is not None and self.kept.journal.untried
+
     def outgrew(self) -> None:
         """A traced region had too many ops. Once may be an evaluation within; twice in a row it is the step."""
         self.regions["traced"] += 1

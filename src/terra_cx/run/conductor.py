@@ -50,8 +50,8 @@ _QUEUE = 256
 class Observer(Protocol):
     """What ties ops to user statements (`observe.statements.StatementObserver`)."""
 
-    def start(self, anchor_frame: int) -> None:
-        """Observe from here on."""
+    def start(self, anchor_frame: int, *, lines: bool = True) -> None:
+        """Observe from here on; without ``lines`` only call paths and loops."""
 
     def stop(self) -> None:
         """Stop observing."""
@@ -215,8 +215,7 @@ class Conductor:
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
         # Not in the first trace, whose calls may still build what they need, nor in the rest of a region that diverged.
-        known = anchor.regions["traced"] or anchor.begins_warm
-        if anchor.elisions is not None and known and self.skeleton is None:
+        if anchor.elisions is not None and anchor.regions["traced"] and self.skeleton is None:
             self.entries.put(self.boundary)
             self.functions.put(self.boundary)
             anchor.elisions.refresh()
@@ -228,7 +227,8 @@ class Conductor:
             )
         with Uninterrupted():
             self.recorder = recorder
-            self.observer.start(self._frame)
+            # What is only laid beside stored traces need not be known by the line, and is traced in half the time.
+            self.observer.start(self._frame, lines=self.skeleton is not None or not anchor.binds)
             self.boundary.watch_reads(recorder.fetched)
             self.boundary.use(recorder)
         return recorder
@@ -396,22 +396,15 @@ class Conductor:
             anchor.regions["traced"] += 1
             return anchor.kept is not None  # the next region will be tried
         anchor.graph = warm.graph
-        if warm.whole:
-            row = self._of_cache(lambda: journal.noted(trace))
-            result = warm.graph.merge(trace)
-            self._of_cache(lambda: journal.merged(row, result, warm.graph))
-            if result.reset:
-                anchor.retrace()
-                return True
-        else:
-            for call, node in zip(trace.calls, warm.nodes, strict=True):
-                call.node = node
-        if recorder.calls is not None and anchor.elisions is not None:
+        for call, node in zip(trace.calls, warm.nodes, strict=True):
+            call.node = node
+        if anchor.elisions is not None and recorder.calls is None:
+            anchor.elisions.soon()
+        elif anchor.elisions is not None:
             known = [
                 one for one in recorder.calls.found if all(c.node for c in trace.calls[one.first : one.last])
             ]
             anchor.elisions.learn(trace, known)
-            anchor.elisions.rest()
         kept.started = f"{len(warm.graph)} operations known" + (
             f", {warm.left_out} traces left out" if warm.left_out else ""
         )
