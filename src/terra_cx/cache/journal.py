@@ -20,7 +20,7 @@ from typing import Any
 from terra_cx.cache import binding
 from terra_cx.cache.codes import Codes
 from terra_cx.cache.functions import Functions, rows_of
-from terra_cx.cache.rows import Handles, Reader, Tables, Writer, handles_of
+from terra_cx.cache.rows import Handles, Missing, Reader, Tables, Writer
 from terra_cx.cache.values import Unstorable
 from terra_cx.compile.blocks import Block
 from terra_cx.compile.lowering import Prepared
@@ -29,7 +29,7 @@ from terra_cx.tf.opdefs import Kind, classify
 from terra_cx.trace.records import Trace
 from terra_cx.trace.tracegraph import MergeResult, Node, TraceGraph
 
-__all__ = ["Journal", "Misfit", "Warm"]
+__all__ = ["Journal", "Malformed", "Misfit", "Warm"]
 
 _MOST_TRACES = 64
 _MOST_BYTES = 1 << 26
@@ -41,7 +41,11 @@ _HUNDRED = 100
 
 
 class Misfit(Exception):
-    """What is stored does not fit this process; the message says why."""
+    """What is stored is of another program, or of this one when it did something else; the message says why."""
+
+
+class Malformed(Exception):
+    """What is stored is nothing that this version writes; the message says why."""
 
 
 @dataclass(slots=True)
@@ -107,7 +111,7 @@ class Journal:
             None if the next region should be tried; the one given is of no further use.
 
         Raises:
-            Misfit: the entry cannot be used here, and is forgotten.
+            Misfit, Malformed: the entry cannot be used here, and is forgotten.
         """
         stored = self._stored
         assert stored is not None
@@ -119,9 +123,12 @@ class Journal:
                 return None
             self._stored = None
             raise
+        except Malformed:
+            self._stored = None
+            raise
         except (LookupError, TypeError, ValueError, Unstorable) as error:
             self._stored = None
-            raise Misfit(f"{type(error).__name__}: {error}") from error
+            raise Malformed(f"{type(error).__name__}: {error}") from error
 
     def _warmed(self, stored: dict[str, Any], trace: Trace, graph: TraceGraph) -> Warm:
         tables = Tables.of(stored["tables"])
@@ -145,37 +152,39 @@ class Journal:
         handles = [
             here.tensors[found[number]] if number in found else None for number in range(stored["handles"])
         ]
-        unknown = {number for number, handle in enumerate(handles) if handle is None}
-        usable = 0
-        while usable < len(rows) and unknown.isdisjoint(handles_of(rows[usable])):
-            usable += 1
-        if usable <= best:
-            raise Misfit("its variables could not be told")
         tables = Tables.of(stored["tables"])  # the others now hold what only the fresh trace has
         reader = Reader(self._codes, tables, handles)
-        graph.rolled.update(reader.loop(number) for number in stored["rolled"])
-        merged = self._replayed(graph, reader, rows[:usable])
+        merged = self._replayed(graph, reader, stored["rolled"], rows)
+        if len(merged) <= best:
+            raise Misfit("the program has changed, or is told to do something else")
         _lay_over(graph, stored["nodes"])
         nodes: list[Node | None] = [None] * len(fresh)
         for a, b in pairs:
             nodes[b] = merged[best].calls[a].node
         self._stored = None
-        self._take(tables, texts[:usable], stored["rolled"], handles)
+        self._take(tables, texts[: len(merged)], stored["rolled"], handles)
         self._functions = Functions(stored["blocks"], self._writer, handles, reader.tensors)
-        self.changed = usable < len(rows)
-        return Warm(graph, nodes, len(rows) - usable)
+        self.changed = len(merged) < len(rows)
+        return Warm(graph, nodes, len(rows) - len(merged))
 
     @staticmethod
-    def _replayed(graph: TraceGraph, reader: Reader, rows: Sequence[dict[str, Any]]) -> list[Trace]:
-        merged = []
+    def _replayed(
+        graph: TraceGraph, reader: Reader, rolled: Sequence[int], rows: Sequence[dict[str, Any]]
+    ) -> list[Trace]:
+        """Merge the stored traces, up to the first that needs what is not here."""
+        merged: list[Trace] = []
         nodes: list[Node] = []
-        for row in rows:
-            trace = reader.trace(row, nodes)
-            _examine(trace)
-            if graph.merge(trace).reset:
-                raise ValueError("its traces do not agree about a loop")
-            nodes = list(graph)
-            merged.append(trace)
+        try:
+            graph.rolled.update([reader.loop(number) for number in rolled])
+            for row in rows:
+                trace = reader.trace(row, nodes)
+                _examine(trace)
+                if graph.merge(trace).reset:
+                    raise ValueError("its traces do not agree about a loop")
+                nodes = list(graph)
+                merged.append(trace)
+        except Missing:
+            pass  # the first traces alone give the first nodes
         return merged
 
     def _take(
@@ -264,17 +273,18 @@ def _examine(trace: Trace) -> None:
     """What no step validates must at least be what a tracer of this process could have recorded.
 
     Raises:
-        Misfit: a gradient holds an op with effects, or one whose gradient is not TensorFlow's own here.
+        Malformed: a gradient holds an op with effects, or what is stored of an op is none that was recorded.
+        Misfit: an op's gradient is not TensorFlow's own here.
     """
     taped = any(call.kind is Kind.GRADIENT for call in trace.calls)
     for call in trace.calls:
         for inner in call.inner:
             if classify(inner.op) not in (Kind.PURE, Kind.READ):
-                raise Misfit(f"{inner.op} inside a gradient")
+                raise Malformed(f"{inner.op} inside a gradient")
         if taped and call.kind is Kind.PURE and has_foreign_gradient(call.op):
             raise Misfit(f"{call.op} has a gradient of the program's")
         if call.node is None and call.kind not in _kinds(call.op):
-            raise Misfit(f"{call.op} is stored as {call.kind.value}")
+            raise Malformed(f"{call.op} is stored as {call.kind.value}")
 
 
 def _kinds(op: str) -> tuple[Kind, ...]:

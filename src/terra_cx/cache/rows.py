@@ -28,7 +28,7 @@ from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Call, Captured, Const, Ext, Known, Local, Resource, TapeEvent, Trace
 from terra_cx.trace.tracegraph import Node
 
-__all__ = ["Handles", "Reader", "Tables", "Writer", "handles_of"]
+__all__ = ["Handles", "Missing", "Reader", "Tables", "Writer"]
 
 _LOCAL, _EXT, _CONST, _KNOWN, _RESOURCE, _CAPTURED = range(6)
 _FREE = (Kind.OWNER, Kind.SOURCE)
@@ -39,6 +39,10 @@ OP, FORM, KIND, ATTRS, LAYOUT, INPUTS, IN_SPECS, OUTPUTS, PACK, SITE = range(10)
 POSITION, NAME, VALUES, INNER, RESULTS, RAWS, READS, EVENTS, NODE = range(10, 19)
 # The columns of a site.
 PATH, LOOPS, ORDINAL, LINE = range(4)
+
+
+class Missing(Exception):
+    """A row needs something that this process does not have, or not yet; the message says what."""
 
 
 class Handles:
@@ -258,21 +262,24 @@ class Reader:
         tables: what the rows refer to.
         handles: the handle that each number stands for; None where it is not known.
 
-    A malformed row raises LookupError, TypeError or ValueError; one that needs what this process does not have, too.
+    A malformed row raises LookupError, TypeError or ValueError, one that needs what is not there `Missing`.
     """
 
     def __init__(self, codes: Codes, tables: Tables, handles: Sequence[Any]) -> None:
         self._tables = tables
         self._handles = handles
-        self._codes = [_found(codes.find(text)) for text in tables.codes]
-        self._loops = [_found(codes.anchor(self._codes[code], number)) for code, number in tables.loops]
+        self._codes = [codes.find(text) for text in tables.codes]
+        owners = [(self._codes[code], number) for code, number in tables.loops]
+        self._loops = [None if code is None else codes.anchor(code, number) for code, number in owners]
         self._paths = [tuple((self._codes[code], offset) for code, offset in path) for path in tables.paths]
         self._attrs = [tuple(unpacked(value) for value in row) for row in tables.attrs]
         self._tensors = [unpacked_tensor(row) for row in tables.tensors]
 
     def loop(self, number: int) -> int:
         """The anchor of a loop."""
-        anchor: int = self._loops[number]
+        anchor = self._loops[number]
+        if anchor is None:
+            raise Missing("a loop of the program")
         return anchor
 
     @property
@@ -326,9 +333,11 @@ class Reader:
         if row is None:
             return None
         path = self._paths[row[PATH]]
+        if any(code is None for code, _ in path):
+            raise Missing("a function of the program")
         return Site(
             path,
-            tuple((self._loops[loop], iteration) for loop, iteration in row[LOOPS]),
+            tuple((self.loop(loop), iteration) for loop, iteration in row[LOOPS]),
             row[ORDINAL],
             path[-1][0].co_filename if path else "?",
             row[LINE],
@@ -356,7 +365,10 @@ class Reader:
         return None if row is None else self._ref(row)
 
     def _handle(self, number: int) -> Any:
-        return _found(self._handles[number])
+        handle = self._handles[number]
+        if handle is None:
+            raise Missing("a variable of the program")
+        return handle
 
     def _event(self, row: list[Any]) -> TapeEvent:
         position, what, tape, ref, detail = row
@@ -371,49 +383,6 @@ class Reader:
         if isinstance(row, dict) and "t" in row:
             return tuple(self._detail("", item) for item in row["t"])
         return unpacked(row)
-
-
-def handles_of(row: dict[str, Any]) -> set[int]:
-    """The numbers of all handles that a trace's row mentions."""
-    found: set[int] = set()
-
-    def look(value: Any) -> None:
-        if isinstance(value, dict):
-            if "v" in value:
-                found.add(value["v"])
-            for item in value.get("t", ()):
-                look(item)
-        elif isinstance(value, list):
-            for item in value:
-                look(item)
-
-    def ref(value: Any) -> None:
-        while value is not None and value[0] == _KNOWN:
-            value = value[2]
-        if value is not None and value[0] == _RESOURCE and value[1] is not None:
-            found.add(value[1])
-
-    def call(value: list[Any]) -> None:
-        for item in (*value[INPUTS], *value[READS]):
-            ref(item)
-        for result in value[RESULTS]:
-            for item in result["t"] if isinstance(result, dict) else (result,):
-                ref(item)
-        for inner in value[INNER]:
-            call(inner)
-
-    for item in row["calls"]:
-        call(item)
-    for _, _, _, given, detail in row["events"]:
-        ref(given)
-        look(detail)
-    return found
-
-
-def _found(thing: Any) -> Any:
-    if thing is None:
-        raise LookupError("this process does not have it")
-    return thing
 
 
 def _spec(spec: Spec | None) -> Any:

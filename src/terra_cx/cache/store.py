@@ -56,7 +56,7 @@ class Store:
     """The entries in one folder.
 
     Args:
-        folder: where they are; made when the first one is saved.
+        folder: where they are; made if it is missing.
         limit: how many bytes they may take together.
         readonly: whether nothing may be written, changed or removed.
         tell: given a line for the user, once.

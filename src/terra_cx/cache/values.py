@@ -139,7 +139,8 @@ def _packed_array(array: np.ndarray[Any, Any]) -> list[Any]:
         raise Unstorable(f"an array of {array.dtype}")
     if array.nbytes > _MOST:
         raise Unstorable("a large array")
-    return [array.dtype.name, list(array.shape), base64.b64encode(array.tobytes()).decode()]
+    name = array.dtype.name if array.dtype.kind == "V" else array.dtype.str  # the latter tells the byte order
+    return [name, list(array.shape), base64.b64encode(array.tobytes()).decode()]
 
 
 def _unpacked_array(content: Any) -> np.ndarray[Any, Any]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from terra_cx.cache.journal import Misfit
+from terra_cx.cache.journal import Malformed, Misfit
 from terra_cx.cache.warm import Kept, WarmStart
 from terra_cx.config import Options
 from terra_cx.elide.entries import Entries
@@ -372,7 +372,7 @@ class Conductor:
         """Do something with the cache; a mistake of ours there ends the use of it, and nothing else."""
         try:
             return action()
-        except Misfit:
+        except (Malformed, Misfit):
             raise
         except Exception as error:  # noqa: BLE001
             self.internal("the cache", error)
@@ -389,8 +389,13 @@ class Conductor:
         journal = kept.journal
         try:
             warm = self._of_cache(lambda: journal.warm(trace, TraceGraph(self.options.max_nodes)))
-        except Misfit as why:
+        except Malformed as why:
             cache.unusable(kept, str(why))
+            return False
+        except Misfit as why:
+            # Nothing is wrong: programs are edited, and told to do other things. It will be written anew.
+            kept.started = f"no: {why}"
+            cache.loaded -= 1
             return False
         if warm is None:
             anchor.regions["traced"] += 1
