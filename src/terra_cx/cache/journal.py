@@ -301,17 +301,18 @@ def _overlay(node: Node) -> list[Any]:
     most = max(node.succ.values(), default=0)
     scale = min(1.0, _HUNDRED / most) if most else 1.0
     ways = [[other.id, max(1, round(count * scale)) if count else 0] for other, count in node.succ.items()]
-    return [node.call.op, ways, node.ends, node.leaves, node.cut_after, node.gap]
+    return [node.call.op, ways, node.ends, node.leaves, node.cut_after, node.gap, sorted(node.needed)]
 
 
 def _lay_over(graph: TraceGraph, rows: Sequence[Any]) -> None:
     nodes = list(graph)
     for node, row in zip([graph.root, *nodes], rows, strict=False):
-        op, ways, ends, leaves, cut_after, gap = row
+        op, ways, ends, leaves, cut_after, gap, needed = row
         if op != node.call.op:
             raise ValueError("its traces give another graph")
         for number, count in ways:
             if number < len(nodes) and nodes[number] in node.succ:
                 node.succ[nodes[number]] = count
         node.ends, node.leaves, node.cut_after, node.gap = ends, leaves, cut_after, gap
+        node.needed.update(needed)  # by gradients whose blocks are not built yet
     graph.traces = max(graph.traces, 2)

@@ -76,7 +76,7 @@ class Store:
     def _listed(self) -> set[str]:
         try:
             return {name[: -len(SUFFIX)] for name in os.listdir(self.folder) if name.endswith(SUFFIX)}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if self.readonly:
                 self._problem(f"there is no folder {self.folder} to read")
         except OSError as error:
