@@ -101,6 +101,22 @@ def gradient_of_the_programs_own(see):
     return weights
 
 
+def refused_in_the_first_step(see):
+    """The first step does what no later one does: it cannot even be recorded."""
+    weights, other = tf.Variable(tf.random.normal([6, 3])), None
+    outer = tf.GradientTape(persistent=True)
+    for step, x in enumerate(batches()):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(tf.matmul(x, weights)))
+        if step == 0:
+            with outer:
+                other = tf.square(weights)
+            other = outer.gradient(other, weights)  # a tape from before the step
+        weights.assign_sub(0.1 * tape.gradient(loss, weights))
+        see(loss, other)
+    return weights
+
+
 PROGRAMS = [
     plain,
     branching,
@@ -108,6 +124,7 @@ PROGRAMS = [
     a_loop_under_the_tape,
     two_loops,
     gradient_of_the_programs_own,
+    refused_in_the_first_step,
 ]
 
 

@@ -100,6 +100,10 @@ class Journal:
         """Whether no region has been laid beside the stored traces yet."""
         return self._stored is not None and not self._attempts
 
+    def pass_over(self) -> None:
+        """A region was traced that cannot be laid beside the stored traces."""
+        self._attempts += 1
+
     def warm(self, trace: Trace, graph: TraceGraph) -> Warm | None:
         """Make the stored TraceGraph one of this process.
 
@@ -232,6 +236,12 @@ class Journal:
             if len(self._rows.traces) > _MOST_TRACES or self._bytes > _MOST_BYTES:
                 self.close("it goes on learning")
         self.changed = True
+
+    def restart(self) -> None:
+        """The TraceGraph is learned anew, in another way."""
+        self._stored = None
+        self._rows.traces, self._rows.rolled, self._bytes = [], [], 0
+        self._functions = None
 
     def close(self, why: str) -> None:
         """Keep nothing of this anchor."""

@@ -185,6 +185,11 @@ class ActiveAnchor:
         """Whether the region that will be traced is meant for nothing else than that."""
         return self.kept is not None and self.kept.journal.untried
 
+    def passed_over(self) -> None:
+        """The region that was meant to bind a stored TraceGraph told nothing; the next one may."""
+        if self.kept is not None:
+            self.kept.journal.pass_over()
+
     def outgrew(self) -> None:
         """A traced region had too many ops. Once may be an evaluation within; twice in a row it is the step."""
         self.regions["traced"] += 1
@@ -234,6 +239,8 @@ class ActiveAnchor:
     def go_live(self, reason: Reason, detail: str) -> None:
         """Learn the step anew, with live tapes."""
         self.live_tapes = f"{reason}: {detail}"
+        if self.kept is not None:
+            self.kept.journal.restart()
         self.graph = TraceGraph(self.graph.max_nodes)
         self.retrace()
 

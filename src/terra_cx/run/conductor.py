@@ -338,6 +338,11 @@ class Conductor:
             else:
                 anchor.outgrew()
             return
+        if trace.refused is not None and anchor.binds and not diverged:
+            # The first region of the process builds what later ones use, and may do so in ways that no step does.
+            anchor.regions["traced"] += 1
+            self._of_cache(anchor.passed_over)
+            return
         if trace.refused is not None:
             reason, detail = trace.refused
             anchor.regions["traced"] += 1
