@@ -95,6 +95,36 @@ def test_kernel_error_that_nobody_catches(tmp_path):
     assert report["regions"]["co_executed"] > 30
 
 
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_a_level(tmp_path, how):
+    done, report = terra(
+        """
+        for index in range(60):
+            loss = step(index)
+        try:
+            tf.gather(table, [9])
+        except tf.errors.InvalidArgumentError as error:
+            print("caught", "indices[0] = 9" in str(error))
+        print(weights.numpy().sum() < 18.0)
+        """,
+        tmp_path,
+        *(["--level", "xla"] if how == "option" else []),
+        env={"TERRA_LEVEL": "graph"},
+    )
+    assert done.stdout == "caught True\nTrue\n"
+    assert done.returncode == 0
+    level = "xla" if how == "option" else "graph"
+    assert f"levels    {level}: blocks run " in done.stderr
+    assert (report["levels"]["asked"], report["levels"]["refused"]) == (level, [])
+    assert report["levels"]["blocks"].keys() == {level}
+
+
+def test_a_level_that_does_not_exist(tmp_path):
+    done, report = terra("", tmp_path, "--level", "fast")
+    assert (done.returncode, report) == (2, None)
+    assert "--level must be one of exact, graph, xla, auto, not 'fast'" in done.stderr
+
+
 def test_interrupt_with_work_in_flight(tmp_path):
     done, _ = terra(
         """

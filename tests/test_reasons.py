@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 from truth import both_ways
 
+from terra_cx.levels import Level
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
-from terra_cx.run import pace, skeleton
+from terra_cx.run import leveling, pace, skeleton
 from terra_cx.tf import native
 from terra_cx.tf.opdefs import Kind
 from terra_cx.trace import recorder
@@ -139,6 +140,27 @@ def eager_is_fast(monkeypatch):
     monkeypatch.setattr(pace, "MARGIN", 1e9)
 
 
+class Wrong:
+    """A function whose results are all off."""
+
+    level, due = Level.GRAPH, False
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, feeds):
+        return [result + 1 for result in self.function(feeds)]
+
+
+def levels_are_wrong(monkeypatch):
+    honest = leveling.function_at
+    monkeypatch.setattr(leveling, "function_at", lambda *args: Wrong(honest(*args)))
+
+
+def levels_do_not_compile(monkeypatch):
+    monkeypatch.setattr(leveling, "function_at", fails)
+
+
 def placed(number, w, x):
     with tf.device("CPU:0"):
         return w @ x
@@ -162,6 +184,11 @@ PROGRAMS = {
     Reason.DIVERGES: (loop(steps_that_never_repeat, 110), {}),
     Reason.DOES_NOT_PAY: (loop(plain, 200), {"patch": eager_is_fast, "settings": {"pace": "measured"}}),
     Reason.GRAPH_TOO_LARGE: (loop(plain), {"settings": {"max_nodes": 3}}),
+    Reason.LEVEL_DIFFERS: (loop(plain), {"patch": levels_are_wrong, "settings": {"level": "graph"}}),
+    Reason.LEVEL_NOT_COMPILED: (
+        loop(plain),
+        {"patch": levels_do_not_compile, "settings": {"level": "graph"}},
+    ),
 }
 
 
@@ -175,6 +202,7 @@ def test_it_is_given(reason, monkeypatch):
     told = {fallback["reason"] for fallback in report["fallbacks"]}
     whys = [anchor[key] for anchor in report["anchors"] for key in ("given_up", "live_tapes")]
     told |= {why.partition(":")[0] for why in whys if why}
+    told |= {refused["reason"] for refused in report["levels"]["refused"]} if report["levels"] else set()
     assert reason in told
 
 

@@ -34,7 +34,7 @@ def test_blank_record_is_json_with_every_key():
     assert (record["version"], record["mode"]) == (VERSION, "trace")
     assert set(record) == {
         "version", "terra_cx", "python", "tensorflow", "mode", "command", "regions", "step_ms", "overlap",
-        "fallbacks", "anchors", "internal_errors",
+        "fallbacks", "anchors", "levels", "internal_errors",
     }  # fmt: skip
 
 
@@ -44,6 +44,31 @@ def test_no_tensorflow():
 
 def test_no_step():
     assert summary() == ["terra-cx  no training step found; everything ran in plain eager"]
+
+
+def levels(asked="auto", **changes):
+    return {"asked": asked, "blocks": {"graph": 2, "op by op": 1}, "measured": [], "refused": [], **changes}
+
+
+def test_levels():
+    measured = {
+        "line": "/p/a.py:5",
+        "picked": "graph",
+        "over": False,
+        "exact_ms": 0.5,
+        "relative": {"graph": 0.8},
+    }
+    refused = {"reason": "level-differs", "level": "xla", "line": "a.py:7", "detail": "too far", "count": 1}
+    assert summary(levels=levels(measured=[measured], refused=[refused]))[1:] == [
+        "levels    auto: blocks run 2 at graph, 1 op by op",
+        "          a.py:5  graph is ahead: exact 0.5 ms, graph 0.80 of that",
+        "level     a.py:7  not at xla, level-differs: too far",
+    ]
+    assert summary(levels=levels(asked="graph", blocks={}))[1:] == ["levels    graph: no block was compiled"]
+    assert len(summary(levels=levels(asked="exact"))) == 1
+    many = summary(levels=levels(measured=[measured] * 9, refused=[refused] * 9))
+    assert "          and 4 more blocks; --report lists them" in many
+    assert many[-1] == "          and 4 more; --report lists them"
 
 
 def test_all_facts():

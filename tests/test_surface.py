@@ -849,7 +849,30 @@ def copies_under_a_tape(see):
     return w
 
 
+def batches_that_are_made_while_python_computes(see):
+    """TensorFlow pulls ahead by itself (docs/design/input.md): each step waits until the next batch is made."""
+    w, made, rows = matrix(3, 3), threading.Condition(), np.stack(batches(3))
+    numbers = []
+
+    def make(number):
+        with made:
+            numbers.append(int(number))
+            made.notify()
+        return rows[number]
+
+    data = tf.data.Dataset.range(STEPS).map(
+        lambda n: tf.ensure_shape(tf.py_function(make, [n], tf.float32), [3])
+    )
+    for step, row in enumerate(data):
+        with made:
+            assert made.wait_for(lambda ahead=step + 2: len(numbers) >= min(ahead, STEPS), timeout=60)
+        w.assign_add(0.01 * row[:, None] * w)
+        see(tf.reduce_sum(w))
+    return w
+
+
 CO_EXECUTED = [
+    batches_that_are_made_while_python_computes,
     a_custom_gradient_with_python_state,
     a_custom_gradient_with_variables,
     layers_that_are_computed_again,

@@ -19,6 +19,7 @@ from terra_cx.errors import ConfigError
 
 Mode = Literal["eager", "trace", "lazy", "co"]
 PaceName = Literal["measured", "overlapped", "turns"]
+LevelName = Literal["exact", "graph", "xla", "auto"]
 
 TABLE = "tool.terra-cx"
 PREFIX = "TERRA_"
@@ -101,6 +102,7 @@ class Options:
     profile: Path | None = None
     run_ahead: int = 4
     pace: PaceName = "measured"
+    level: LevelName = "exact"
     warmup: int = 1
     watchdog: float = 60.0
     sync_errors: bool = False
@@ -157,6 +159,11 @@ _PACES = (
     "overlapped or turns: always so"
 )
 
+_LEVELS = (
+    "exact: eager's numbers, bit for bit; graph: TensorFlow's graph optimizations; xla: compiled by XLA; "
+    "auto: whichever of them is fastest, block by block"
+)
+
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for setting in (
@@ -166,6 +173,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("profile", _path("directory"), "write a page, a timeline and numbers into DIR", "DIR"),
         Setting("run_ahead", _whole(1), "regions that Python may be ahead of the graph", "N"),
         Setting("pace", _one_of(PaceName), _PACES, "PACE"),
+        Setting("level", _one_of(LevelName), _LEVELS, "LEVEL"),
         Setting("warmup", _whole(1), "traced regions that must bring nothing new before compiling", "N"),
         Setting("watchdog", _seconds, "a wait this long prints what both threads are doing", "SECONDS"),
         Setting("sync_errors", _flag, "let no step start before the last one can no longer fail"),

@@ -11,7 +11,10 @@ __all__ = ["NEEDS_LIVE_TAPES", "Reason"]
 
 
 class Reason(StrEnum):
-    """An id. The first group is of single *fallbacks*, the second of loops that were *given up*; some are both."""
+    """An id. The first group is of single *fallbacks*, the second of loops that were *given up*; some are both.
+
+    The last is of blocks that run at a lower level of optimization than asked for.
+    """
 
     NEW_OP = "new-op"
     """The program issued an op that no step before had there."""
@@ -48,6 +51,11 @@ class Reason(StrEnum):
     """The loop was measured to be faster in plain eager."""
     GRAPH_TOO_LARGE = "graph-too-large"
     """The steps have more different ops than `max-nodes` allows."""
+
+    LEVEL_DIFFERS = "level-differs"
+    """A block's first run at a level was further from eager's values than the level allows."""
+    LEVEL_NOT_COMPILED = "level-not-compiled"
+    """A block cannot be compiled, or not be run, at a level."""
 
 
 NEEDS_LIVE_TAPES = frozenset({Reason.USER_GRADIENT, Reason.GRADIENT_EFFECT, Reason.OPAQUE_UNDER_TAPE})

@@ -520,6 +520,7 @@ class Session:
             record["cache"] = self._cache.as_dict()
         record["overlap"] = conductor.overlap()
         record["runner"] = conductor.statistics()
+        record["levels"] = conductor.levels()
         return record
 
     def graph_text(self) -> str:

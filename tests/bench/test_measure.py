@@ -6,8 +6,9 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
+from terra_cx.bench.command import _is_wrong
 from terra_cx.bench.measure import Bench, Figures, Measurement
-from terra_cx.bench.modes import MODES
+from terra_cx.bench.modes import MODES, USUAL
 from terra_cx.check.runs import Run
 from terra_cx.check.stream import describe
 
@@ -79,6 +80,30 @@ def test_modes_take_turns(bench):
     assert {job.arguments for job in bench.runner.jobs} == {("--x",)}
     assert [job.settings["mode"] for job in bench.runner.jobs][:3] == ["eager", "co", "eager"]
     assert [job.more["mode"]["asynchronous"] for job in bench.runner.jobs][:3] == [False, False, True]
+
+
+def test_levels_are_modes(bench):
+    bench("eager", "co", "co-graph", "co-xla", "co-auto", rounds=1)
+    asked = [(job.settings["mode"], job.settings["level"]) for job in bench.runner.jobs]
+    # The setting of the environment must not turn `co` into something else.
+    assert asked == [("eager", "exact"), *(("co", level) for level in ("exact", "graph", "xla", "auto"))]
+    assert [mode.name for mode in USUAL] == ["eager", "function", "xla", "async", "lazy", "co"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "wrong"), [("co", True), ("lazy", True), ("co-graph", False), ("function", False)]
+)
+def test_only_a_level_may_round(bench, mode, wrong):
+    name = mode.replace("-", "_")
+    made = bench("eager", mode, rounds=1, **{name: {"value": 1.0 + 1e-5}})
+    assert made.figures[mode].result == "rounding"
+    assert _is_wrong(made) is wrong
+
+
+def test_a_level_may_not_be_wrong(bench):
+    made = bench("eager", "co-graph", rounds=1, co_graph={"value": 1.5})
+    assert made.figures["co-graph"].result == "wrong"
+    assert _is_wrong(made)
 
 
 def test_figures(bench):

@@ -6,7 +6,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from terra_cx.bench.result import distance, result_of
+from terra_cx.bench.result import result_of
 from terra_cx.check.compare import Difference, differences
 from terra_cx.check.runs import Run
 from terra_cx.check.stream import describe
@@ -27,27 +27,6 @@ def result(tmp_path):
         return result_of(list(differences(truth, run)), truth, run)
 
     return result
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "apart"),
-    [
-        (np.float32(1), np.float32(1 + 1e-6), pytest.approx(1e-6, rel=0.1)),
-        (np.float32(1), np.float32(2), 0.5),
-        (np.float32(1e-20), np.float32(2e-20), pytest.approx(0.5)),
-        (np.float32(0.0), np.float32(-0.0), 0.0),
-        (np.float32([1, 1e-9]), np.float32([1, 3e-9]), pytest.approx(2e-9)),  # of the whole vector
-        (np.float32("nan"), np.float32(1), None),
-        (np.float32("inf"), np.float32(1), None),
-        (np.float32(1), np.float64(1), None),
-        (np.int32(1000000), np.int32(1000001), None),
-        (np.float32([1, 2]), np.float32([1, 2, 3]), None),
-        (np.arange(9.0), np.where(np.arange(9) == 8, 8.0001, np.arange(9.0)), None),  # not among those shown
-        (b"a", b"b", None),
-    ],
-)
-def test_distance(one, other, apart):
-    assert distance(describe(one), describe(other)) == apart
 
 
 def test_identical(result):

@@ -10,10 +10,9 @@ from terra_cx.check.compare import differences, steady_generators, step_of
 
 @pytest.fixture
 def compare(tmp_path):
-    def compare(before, after, masks=(), generators=()):
-        found = differences(
-            leave(tmp_path / "before", **before), leave(tmp_path / "after", **after), masks, generators
-        )
+    def compare(before, after, masks=(), generators=(), tolerance=0.0):
+        runs = leave(tmp_path / "before", **before), leave(tmp_path / "after", **after)
+        found = differences(*runs, masks, generators, tolerance)
         return [(each.what, str(each)) for each in found]
 
     return compare
@@ -130,3 +129,29 @@ def test_the_step_is_looked_up_in_the_run_that_counted(tmp_path):
     assert step_of(counted, 1) == 2
     assert step_of(counted, 5) is None
     assert step_of(leave(tmp_path / "b"), 1) is None
+
+
+# -- with a tolerance --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("after", "what"),
+    [
+        ({"values": (1.0, 2.005)}, None),
+        ({"values": (1.0, 2.05)}, "value"),
+        ({"values": (1.0, 2.005), "lines": (9, 12)}, "value"),
+        ({"values": (1.0, 2.0, 3.0)}, "value"),
+        ({"output": "loss 1.003\n"}, None),
+        ({"output": "loss 2.003\n"}, "output"),
+        ({"output": "loss 1.0\nand more 1.0\n"}, "output"),
+        ({"variables": (("w:0", 3.003),)}, None),
+        ({"variables": (("w:0", 3.3),)}, "variable"),
+        ({"variables": (("v:0", 3.0),)}, "variable"),
+        ({"status": 1}, "ending"),
+    ],
+)
+def test_within_a_tolerance(compare, after, what):
+    assert [each for each, _ in compare({}, after, tolerance=1e-2)] == ([what] if what else [])
+
+
+def test_a_tolerance_goes_with_masks(compare):
+    before, after = {"output": "12 s, loss 1.0\n"}, {"output": "15 s, loss 1.003\n"}
+    assert compare(before, after, [re.compile(r"\d+ s")], tolerance=1e-2) == []

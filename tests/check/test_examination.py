@@ -15,10 +15,10 @@ CO = {"report": record(), "lap": 0.005}
 
 @pytest.fixture
 def examine(tmp_path):
-    def examine(*runs, gates=None, baseline=None, masks=()):
+    def examine(*runs, gates=None, baseline=None, masks=(), tolerance=0.0):
         runner = FakeRunner(*runs)
         examination = Examination(
-            runner, ("--steps", "60"), {"run_ahead": 2}, masks, gates or Gates(), baseline or {}
+            runner, ("--steps", "60"), {"run_ahead": 2}, masks, gates or Gates(), baseline or {}, tolerance
         )
         examine.modes = []
         verdict = examination.of("train.py", SCRIPT, tmp_path, examine.modes.append)
@@ -52,6 +52,32 @@ def test_different(examine):
     verdict = examine({}, {**CO, "values": (1.0, 2.5)}, {"stepped": True})
     assert verdict.outcome is Outcome.DIFFERENT
     assert verdict.detail == "/p/train.py:9, step 2: 2.0 (float32) became 2.5 (float32)"
+
+
+def test_within_tolerance(examine):
+    verdict = examine({}, {**CO, "values": (1.0, 2.002)}, {"stepped": True}, tolerance=1e-2)
+    assert (verdict.outcome, verdict.outcome.code) == (Outcome.WITHIN, 0)
+    assert verdict.detail.startswith("the values read at most 1e-03 of eager's away, 0.01 allowed")
+    assert all(job.more == {"sketched": True} for job in examine.jobs)
+
+
+def test_equal_values_are_identical_whatever_is_allowed(examine):
+    assert examine({}, CO, {"stepped": True}, tolerance=1e-2).outcome is Outcome.IDENTICAL
+
+
+def test_beyond_the_tolerance(examine):
+    verdict = examine({}, {**CO, "values": (1.0, 2.5)}, {"stepped": True}, tolerance=1e-2)
+    assert verdict.outcome is Outcome.DIFFERENT
+
+
+def test_eager_runs_are_compared_bit_for_bit_all_the_same(examine):
+    verdict = examine({}, CO, {"values": (1.0, 2.002)}, tolerance=1e-2)
+    assert verdict.outcome is Outcome.NONDETERMINISTIC
+
+
+def test_within_tolerance_but_not_co_executed(examine):
+    run = {**CO, "values": (1.0, 2.002), "report": None}
+    assert examine({}, run, {"stepped": True}, tolerance=1e-2).outcome is Outcome.NOT_CO_EXECUTED
 
 
 def test_co_executed_crash_is_a_difference_with_its_last_words(examine):

@@ -115,7 +115,7 @@ def test_other_threads_and_children_are_not_heard(recorder, tmp_path):
 
 
 def test_a_failure_is_kept_and_not_raised(recorder, monkeypatch):
-    monkeypatch.setattr("terra_cx.check.stream.describe", lambda value: 1 / 0)
+    monkeypatch.setattr("terra_cx.check.stream.describe", lambda *_: 1 / 0)
     recorder.seen(np.float32(1), sys._getframe())
     assert recorder.failure == "ZeroDivisionError: division by zero"
 

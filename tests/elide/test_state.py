@@ -52,6 +52,7 @@ def changes():
         "a longer list": lambda: inner.sizes.append(3),
         "an entry": lambda: inner.table.update(a=2),
         "another entry": lambda: inner.table.update(b=1),
+        "a key": lambda: inner.table.update(b=inner.table.pop("a")),
         "a set": lambda: inner.group.add(7),
         "inside a tuple": lambda: setattr(inner.pair[0], "deep", 2),
         "an array": lambda: thing.weights.__setitem__(1, 1.0),

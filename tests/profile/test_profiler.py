@@ -12,7 +12,6 @@ from test_chrome_trace import check_trace, of
 import terra_cx
 from terra_cx.profile import profiler as profiling
 from terra_cx.profile.profiler import Plan
-from terra_cx.profile.record import read
 from terra_cx.profile.window import WindowRecorder
 
 STEPS = 90
@@ -57,7 +56,7 @@ def plan(monkeypatch):
 def profiled(function, directory, *args, **settings):
     run = terra_cx.co_execute(profile=directory, **settings)(function)
     result = run(*args)
-    return result, read((directory / "profile.json").read_text(), "profile.json"), run.last_session
+    return result, json.loads((directory / "profile.json").read_text()), run.last_session
 
 
 def line_of(mark):

@@ -622,11 +622,13 @@ def test_ctrl_c_in_an_elided_call():
     counter = Interrupt(0)
     assert all(terra_cx.co_execute(quiet=True)(program)(counter, []))
     assert counter.places > 100
-    for nth in random.Random(1).sample(range(1, counter.places + 1), 3):
-        caught = []
+    for nth in [50, *random.Random(1).sample(range(1, counter.places + 1), 2)]:
+        caught, interrupt = [], Interrupt(nth)
         run = terra_cx.co_execute(quiet=True)(program)
-        assert all(run(Interrupt(nth), caught)), nth
-        assert caught == [LATE], nth
+        assert all(run(interrupt, caught)), nth
+        # Where blocks are cut, and so how many places there are, depends on the machine.
+        assert caught == ([LATE] if interrupt.places == nth else []), nth
+        assert caught or nth > 100
         report = run.last_session.report()
         assert report["internal_errors"] == 0, nth
         assert report["regions"]["co_executed"] >= 20, nth

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from terra_cx.check.speed import MIN_LAPS, step_ms
 from terra_cx.run.block_run import BlockRun, Draw
+from terra_cx.run.contest import Contest
 from terra_cx.run.eager import do_draw
 from terra_cx.tf.graphs import CompiledFunction
 
@@ -25,7 +26,7 @@ _WARM = 5
 
 
 class _Call(NamedTuple):
-    function: CompiledFunction
+    function: CompiledFunction | Contest
     feeds: list[Any]
     draws: list[tuple[Draw, list[int]]]
     """Each random op with the numbers of the parameters that take its results."""
@@ -37,7 +38,7 @@ class Limit:
     def __init__(self) -> None:
         self._regions: dict[int, list[_Call | None]] = {}
 
-    def tap(self, run: BlockRun, function: CompiledFunction | None, feeds: list[Any]) -> None:
+    def tap(self, run: BlockRun, function: CompiledFunction | Contest | None, feeds: list[Any]) -> None:
         """A run is being executed, by a compiled function or (None) op by op; called on the runner's thread."""
         calls = self._regions.get(run.region)
         if calls is None:

@@ -176,8 +176,9 @@ class Bench:
             "threads": self.threads,
             "mode": dataclasses.asdict(mode),
             "most": calls if mode.wrap else 0,
+            "sketched": True,
         }
-        settings = {"mode": mode.session}
+        settings = {"mode": mode.session, "level": mode.level}
         return self.runner.run(
             Job(str(script), self.arguments, settings, anchor if mode.session == "eager" else "", more),
             folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MODES", "Mode"]
+__all__ = ["MODES", "USUAL", "Mode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,8 @@ class Mode:
     """How a program is run.
 
     `session` is the mode of terra-cx, `eager` for none. `wrap` is what its step function becomes: `function` or `xla`,
-    or empty. `asynchronous` turns on TensorFlow's own asynchronous eager execution.
+    or empty. `level` is the level of optimization of blocks. `asynchronous` turns on TensorFlow's own
+    asynchronous eager execution.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Mode:
     session: str = "eager"
     wrap: str = ""
     asynchronous: bool = False
+    level: str = "exact"
 
 
 MODES: dict[str, Mode] = {
@@ -31,5 +33,11 @@ MODES: dict[str, Mode] = {
         Mode("async", "TensorFlow's own asynchronous eager execution", asynchronous=True),
         Mode("lazy", "terra-run --mode lazy: the graph without the overlap", session="lazy"),
         Mode("co", "terra-run", session="co"),
+        Mode("co-graph", "terra-run --level graph", session="co", level="graph"),
+        Mode("co-xla", "terra-run --level xla", session="co", level="xla"),
+        Mode("co-auto", "terra-run --level auto", session="co", level="auto"),
     )
 }
+
+USUAL = [mode for mode in MODES.values() if mode.level == "exact"]
+"""The modes that are timed if none are named."""

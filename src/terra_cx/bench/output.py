@@ -43,6 +43,7 @@ from rich.text import Text
 
 import terra_cx
 from terra_cx.bench.measure import Figures, Measurement
+from terra_cx.bench.modes import MODES
 from terra_cx.machine import cpus, processor
 
 __all__ = ["conditions", "record", "show"]
@@ -87,7 +88,7 @@ def show(console: Console, measured: Sequence[Measurement], problems: Sequence[s
 def _row(one: Measurement, mode: str, figures: Figures) -> list[str | Text]:
     speedup, spread = one.speedup(mode), figures.spread_ms
     timed = figures.result not in ("fails", "not applicable")
-    limit = _number(figures.limit_ms) if mode in ("co", "lazy") else ""
+    limit = _number(figures.limit_ms) if MODES[mode].session != "eager" else ""
     return [
         mode,
         _number(figures.step_ms) if timed else "-",

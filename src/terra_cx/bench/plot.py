@@ -23,6 +23,9 @@ _COLOURS = {
     "async": "#F0E442",
     "lazy": "#E69F00",
     "co": "#D55E00",
+    "co-graph": "#009E73",
+    "co-xla": "#CC79A7",
+    "co-auto": "#000000",
 }
 _BAR = 0.8
 _SHORT = {"not applicable": "n/a", "fails": "fails", "nondeterministic": "nondeterministic"}

@@ -18,6 +18,7 @@ from terra_cx.cache.rows import Writer
 from terra_cx.cache.values import Unstorable, packed
 from terra_cx.compile.blocks import Block, Cut
 from terra_cx.compile.lowering import CUTS, Prepared
+from terra_cx.levels import Level
 from terra_cx.tf.graphs import CompiledFunction, loaded_function
 
 __all__ = ["Functions", "rows_of"]
@@ -28,8 +29,10 @@ def rows_of(blocks: Iterable[Block], writer: Writer) -> list[dict[str, Any]]:
     rows = []
     for block in blocks:
         function = block.variants.get(block.outputs)
-        if function is None or block.eager is not None or block.built_from != block.revisions:
+        if block.eager is not None or block.built_from != block.revisions:
             continue
+        if not isinstance(function, CompiledFunction) or function.level is not Level.EXACT:
+            continue  # at other levels it is not compared bit for bit, so it is made where it runs
         try:
             rows.append(_row(block, function, writer))
         except Unstorable:

@@ -55,6 +55,7 @@ def pace_key(options: Options) -> list[Any]:
     return [
         options.mode,
         options.pace,
+        options.level,
         options.run_ahead,
         options.no_elide,
         machine.processor(),

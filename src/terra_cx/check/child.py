@@ -45,7 +45,8 @@ class Observed(Launch):
         command: the words that started it.
         options: the settings.
         folder: where to leave what was seen.
-        job: what `runs.Runner` wrote for us: `anchor` is where to time a run without a session.
+        job: what `runs.Runner` wrote for us: `anchor` is where to time a run without a session, `sketched` (optional)
+            whether values are described so that how far they are apart can be told.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class Observed(Launch):
         user = UserCode()
         if "__file__" in program.names:
             user.add(str(program.names["__file__"]))
+        self._sketched = bool(job.get("sketched"))
         self._clocks: dict[str, Clock] = {}
         clock = Clock()  # stays at 0 unless probes count with it
-        self._recorder = Recorder(folder / "stream.jsonl", Readers(user), clock)
+        self._recorder = Recorder(folder / "stream.jsonl", Readers(user), clock, self._sketched)
         self._probes: Probes | None = None
         anchor = job["anchor"]
         if anchor:
@@ -125,7 +127,9 @@ class Observed(Launch):
             from terra_cx.tf.crossings import generators as states
 
             for number, name, value in self._variables.values():
-                variables.append((number, name, None if value is None else astuple(describe(value))))
+                variables.append(
+                    (number, name, None if value is None else astuple(describe(value, self._sketched)))
+                )
             for name, state in states().items():
                 generators[name] = hashlib.blake2b(state.encode(), digest_size=16).hexdigest()
         return {

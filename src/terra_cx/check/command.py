@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
+from terra_cx import config
 from terra_cx.check import baseline, junit, output, programs
 from terra_cx.check.examination import RUNS, Examination
+from terra_cx.check.nearness import ROUNDING
 from terra_cx.check.runs import Runner
 from terra_cx.check.terminal import console_for, progress, stoppable
 from terra_cx.check.verdict import Gates, Outcome, Verdict, exit_status
@@ -21,10 +24,10 @@ from terra_cx.report import files
 __all__ = ["main"]
 
 _EPILOG = """
-exit status: 0 every program identical and co-executed; 1 a difference; 2 wrong usage, nothing was run;
-3 nondeterministic in plain eager; 4 not co-executed; 5 fails in plain eager; 6 too slow; 7 fell back, with
---fail-on fallback; 8 a path or the baseline cannot be read; 9 a file cannot be written. Of several the first of
-1 5 8 3 4 7 6 9.
+exit status: 0 every program identical, or above level exact within tolerance, and co-executed; 1 a difference;
+2 wrong usage, nothing was run; 3 nondeterministic in plain eager; 4 not co-executed; 5 fails in plain eager;
+6 too slow; 7 fell back, with --fail-on fallback; 8 a path or the baseline cannot be read; 9 a file cannot be
+written. Of several the first of 1 5 8 3 4 7 6 9.
 """
 
 
@@ -46,6 +49,8 @@ class _Check:
     def __init__(self, options: argparse.Namespace, arguments: tuple[str, ...]) -> None:
         self._options = options
         self._arguments = arguments
+        self._level = options.level or config.load().level
+        self._tolerance = options.tolerance if self._level != "exact" else 0.0
         self._unreadable = False
         self._files = files.Claims(
             {name: getattr(options, name) for name in ("json", "junit", "write_baseline")}
@@ -58,7 +63,10 @@ class _Check:
         ratios = self._baseline()
         runner = Runner(options.timeout)
         gates = Gates(options.fail_under_speedup, options.max_regression, "fallback" in options.fail_on)
-        examination = Examination(runner, self._arguments, {}, options.mask, gates, ratios)
+        settings = {"level": self._level}
+        examination = Examination(
+            runner, self._arguments, settings, options.mask, gates, ratios, self._tolerance
+        )
         try:
             with stoppable(), tempfile.TemporaryDirectory(prefix="terra-cx-check-") as folder:
                 verdicts = _examine(examination, verdicts, Path(folder), options.jobs)
@@ -73,10 +81,18 @@ class _Check:
         self._files.write(
             "json",
             lambda: files.as_json(
-                output.record(verdicts, self._arguments, self._status(verdicts), self._problems)
+                output.record(
+                    verdicts,
+                    self._arguments,
+                    self._status(verdicts),
+                    self._problems,
+                    self._level,
+                    self._tolerance,
+                )
             ),
         )
-        output.show(console_for(sys.stdout), verdicts, self._problems)
+        head = f"level {self._level}: numbers within {self._tolerance:g} of eager's count as equal"
+        output.show(console_for(sys.stdout), verdicts, self._problems, head if self._tolerance else "")
         return self._status(verdicts)
 
     def _status(self, verdicts: Sequence[Verdict]) -> int:
@@ -130,6 +146,19 @@ def _parser() -> argparse.ArgumentParser:
         "Runs each program in plain eager, co-executed, and in eager again, and compares bit for bit every value that "
         "reached Python, the standard output, the final variables and the random generators.",
         _EPILOG,
+    )
+    parser.add_argument(
+        "--level",
+        choices=get_args(config.LevelName),
+        help="co-execute at this level of optimization; above exact, numbers need only be near eager's (default: "
+        "as set in the environment or pyproject.toml, else exact)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=factor,
+        default=ROUNDING,
+        metavar="X",
+        help="how far numbers may be from eager's at such a level, as a part of them (default: 0.01)",
     )
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML for a CI system")
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="step-time ratios to compare with")

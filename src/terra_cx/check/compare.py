@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from terra_cx.check.nearness import distance, near_text
 from terra_cx.check.runs import Run
-from terra_cx.check.stream import Crossing, Value, read
+from terra_cx.check.stream import Crossing, Value, read, restored
 
 __all__ = ["Difference", "differences", "steady_generators", "step_of"]
 
@@ -42,7 +43,11 @@ class Difference:
 
 
 def differences(
-    expected: Run, got: Run, masks: Sequence[re.Pattern[str]] = (), generators: Collection[str] = ()
+    expected: Run,
+    got: Run,
+    masks: Sequence[re.Pattern[str]] = (),
+    generators: Collection[str] = (),
+    tolerance: float = 0.0,
 ) -> Iterator[Difference]:
     """Yield the differences between two runs, at most one of each kind.
 
@@ -51,17 +56,19 @@ def differences(
         got: the other one.
         masks: what matches one of these in an output line is not compared.
         generators: names of the random generators to compare.
+        tolerance: the relative distance (`nearness.distance`) within which values, and numbers in the output, count as
+            equal; 0 compares bit for bit.
     """
-    value = _values(read(expected.stream), read(got.stream))
+    value = _values(read(expected.stream), read(got.stream), tolerance)
     if value is not None:
         yield value
     if expected.status != got.status:
         yield Difference("ending", expected.ending, got.ending, "the program's end")
-    output = _output(expected.stdout, got.stdout, masks)
+    output = _output(expected.stdout, got.stdout, masks, tolerance)
     if output is not None:
         yield output
     if expected.end is not None and got.end is not None:
-        yield from _ends(expected.end, got.end, generators)
+        yield from _ends(expected.end, got.end, generators, tolerance)
 
 
 def steady_generators(one: Run, other: Run) -> set[str]:
@@ -78,7 +85,14 @@ def step_of(run: Run, index: int) -> int | None:
     return found.step if found is not None else None
 
 
-def _values(expected: Iterator[Crossing], got: Iterator[Crossing]) -> Difference | None:
+def _equal(one: Value, other: Value, tolerance: float) -> bool:
+    if one.same(other):
+        return True
+    far = distance(one, other) if tolerance else None
+    return far is not None and far <= tolerance
+
+
+def _values(expected: Iterator[Crossing], got: Iterator[Crossing], tolerance: float) -> Difference | None:
     for index, (left, right) in enumerate(itertools.zip_longest(expected, got)):
         pair = None
         if left is None:
@@ -87,7 +101,7 @@ def _values(expected: Iterator[Crossing], got: Iterator[Crossing]) -> Difference
             words = f"{left.value} read", "no further value"
         elif (left.file, left.line) != (right.file, right.line):
             words = f"{left.value} read here", f"{right.value} read at {right.place}"
-        elif not left.value.same(right.value):
+        elif not _equal(left.value, right.value, tolerance):
             words, pair = _pair(left.value, right.value), (left.value, right.value)
         else:
             continue
@@ -103,13 +117,18 @@ def _pair(left: Value, right: Value) -> tuple[str, str]:
     return f"{left} with bits {left.digest[:12]}", f"{right} with bits {right.digest[:12]}"
 
 
-def _output(expected: Path, got: Path, masks: Sequence[re.Pattern[str]]) -> Difference | None:
+def _output(
+    expected: Path, got: Path, masks: Sequence[re.Pattern[str]], tolerance: float
+) -> Difference | None:
     with (
         expected.open(encoding="utf-8", errors="surrogateescape", newline="") as left_file,
         got.open(encoding="utf-8", errors="surrogateescape", newline="") as right_file,
     ):
         for number, (left, right) in enumerate(itertools.zip_longest(left_file, right_file), start=1):
-            if left == right or _masked(left, masks) == _masked(right, masks):
+            if left == right:
+                continue
+            before, after = _masked(left, masks), _masked(right, masks)
+            if before == after or (tolerance and before and after and near_text(before, after, tolerance)):
                 continue
             return Difference("output", _shown(left), _shown(right), f"line {number} of its output")
     return None
@@ -128,7 +147,9 @@ def _shown(line: str | None) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
-def _ends(expected: dict[str, Any], got: dict[str, Any], generators: Collection[str]) -> Iterator[Difference]:
+def _ends(
+    expected: dict[str, Any], got: dict[str, Any], generators: Collection[str], tolerance: float
+) -> Iterator[Difference]:
     left, right = _variables(expected), _variables(got)
     made = expected["made"], got["made"]
     if made[0] != made[1]:
@@ -137,7 +158,7 @@ def _ends(expected: dict[str, Any], got: dict[str, Any], generators: Collection[
         # One that died early may have been given up in one run only; see tf.crossings.Variables.
         for number in sorted(left.keys() & right.keys()):
             (name, before), (other, after) = left[number], right[number]
-            if name == other and (before is after or (before and after and before.same(after))):
+            if name == other and (before is after or (before and after and _equal(before, after, tolerance))):
                 continue
             words = _pair(before, after) if before and after else (_state(before), _state(after))
             named = f"variable {name!r}" + (f" (now {other!r})" if other != name else "")
@@ -158,7 +179,6 @@ def _variables(end: dict[str, Any]) -> dict[int, tuple[str, Value | None]]:
     found = {}
     for number, name, value in end["variables"]:
         if value is not None:
-            dtype, shape, digest, text = value
-            value = Value(dtype, tuple(shape), digest, text)
+            value = restored(value)
         found[number] = name, value
     return found

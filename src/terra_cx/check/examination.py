@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terra_cx.check.compare import Difference, differences, steady_generators, step_of
+from terra_cx.check.nearness import furthest
 from terra_cx.check.runs import Job, Run, Runner
 from terra_cx.check.speed import Speed
+from terra_cx.check.stream import read
 from terra_cx.check.verdict import Gates, Outcome, Verdict, judge
 
 __all__ = ["RUNS", "Examination", "main_anchor", "with_steps"]
@@ -33,6 +35,7 @@ class Examination:
         masks: what of an output line is not compared.
         gates: what is asked beside equality.
         baseline: ratios of step times, by name.
+        tolerance: how far numbers may be from eager's, as a part of them (`nearness.distance`); 0 for not at all.
     """
 
     runner: Runner
@@ -41,6 +44,7 @@ class Examination:
     masks: Sequence[re.Pattern[str]] = ()
     gates: Gates = dataclasses.field(default_factory=Gates)
     baseline: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tolerance: float = 0.0
 
     def of(self, name: str, script: Path, folder: Path, started: Callable[[str], None]) -> Verdict:
         """Examine one program.
@@ -58,10 +62,12 @@ class Examination:
         if self.baseline and verdict.before is None:
             verdict.notes.append("not in the baseline")
 
+        more = {"sketched": True} if self.tolerance else {}
+
         def run(what: str, mode: str, anchor: str = "") -> Run:
             started(what)
             settings = {**(self.settings if mode != "eager" else {}), "mode": mode}
-            done = self.runner.run(Job(str(script), self.arguments, settings, anchor), folder / what)
+            done = self.runner.run(Job(str(script), self.arguments, settings, anchor, more), folder / what)
             verdict.seconds += done.seconds
             return done
 
@@ -84,11 +90,18 @@ class Examination:
             verdict.differences = with_steps(unsteady, again)
             return verdict.blame(Outcome.NONDETERMINISTIC, f"two eager runs: {verdict.differences[0]}")
         seeded = steady_generators(eager, again)
-        verdict.differences = with_steps(differences(eager, co, self.masks, seeded), again)
+        found = list(differences(eager, co, self.masks, seeded))
+        inexact = found and self.tolerance
+        if inexact:
+            found = list(differences(eager, co, self.masks, seeded, self.tolerance))
+        verdict.differences = with_steps(found, again)
         if verdict.differences and co.status != 0:
             verdict.stderr = co.stderr
         verdict.speed = _speed(again, co, anchor)
-        return judge(verdict, co, self.gates)
+        judge(verdict, co, self.gates)
+        if inexact and verdict.outcome is Outcome.IDENTICAL:
+            verdict.blame(Outcome.WITHIN, _how_far(eager, co, self.tolerance))
+        return verdict
 
 
 def main_anchor(co: Run) -> str:
@@ -103,6 +116,13 @@ def with_steps(found: Iterable[Difference], counted: Run) -> list[Difference]:
         each if each.index is None else dataclasses.replace(each, step=step_of(counted, each.index))
         for each in found
     ]
+
+
+def _how_far(eager: Run, co: Run, tolerance: float) -> str:
+    pairs = zip(read(eager.stream), read(co.stream), strict=False)
+    far = furthest((left.value, right.value) for left, right in pairs)
+    read_so = f"the values read at most {far:.0e} of eager's away, " if far is not None else ""
+    return f"{read_so}{tolerance:g} allowed for them, the final variables and the output"
 
 
 def _speed(eager: Run, co: Run, anchor: str) -> Speed:

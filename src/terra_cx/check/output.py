@@ -7,6 +7,7 @@ Keys of the record, version 1:
 | `version` | 1; raised when a key changes its meaning or goes away |
 | `terra_cx`, `python`, `tensorflow` | versions; `tensorflow` is null if no program imported it |
 | `arguments` | what every program got |
+| `level`, `tolerance` | the level of optimization; how far numbers may be from eager's, relatively, 0 at `exact` |
 | `exit_status` | of the check |
 | `problems` | what could not be read or written, in words |
 | `programs` | a list, in the order of the table |
@@ -23,6 +24,7 @@ and of a program:
 | `eager_ms`, `co_ms`, `ratio`, `speedup` | steady step times, co over eager, eager over co; null if not known |
 | `speed_unknown` | why they are not known |
 | `baseline_ratio` | the baseline's ratio, null if there is none |
+| `levels` | at which level blocks ran, as in the report of terra-run |
 | `seconds` | of all runs together |
 | `notes` | remarks |
 | `stderr` | the last lines of the run that failed |
@@ -48,6 +50,7 @@ VERSION = 1
 
 _STYLES = {
     Outcome.IDENTICAL: "green",
+    Outcome.WITHIN: "green",
     Outcome.DIFFERENT: "bold red",
     Outcome.NONDETERMINISTIC: "yellow",
     Outcome.UNREADABLE: "yellow",
@@ -55,8 +58,10 @@ _STYLES = {
 _MOST = 3  # fallbacks per program that are shown
 
 
-def show(console: Console, verdicts: Sequence[Verdict], problems: Sequence[str]) -> None:
-    """Print the table, then a few lines on each program that needs them."""
+def show(console: Console, verdicts: Sequence[Verdict], problems: Sequence[str], head: str = "") -> None:
+    """Print a line on how it was compared, if any, the table, then a few lines on each program that needs them."""
+    if head:
+        console.print(head, style="dim", highlight=False, soft_wrap=True)
     ran = [verdict for verdict in verdicts if verdict.outcome is not Outcome.UNREADABLE]
     if ran:
         console.print(_table(ran))
@@ -117,7 +122,12 @@ def _lines(verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def record(
-    verdicts: Sequence[Verdict], arguments: Sequence[str], status: int, problems: Sequence[str]
+    verdicts: Sequence[Verdict],
+    arguments: Sequence[str],
+    status: int,
+    problems: Sequence[str],
+    level: str = "exact",
+    tolerance: float = 0.0,
 ) -> Any:
     """The record of a check, as JSON can hold it."""
     reports = [verdict.report for verdict in verdicts if verdict.report is not None]
@@ -127,6 +137,8 @@ def record(
         "python": platform.python_version(),
         "tensorflow": next((report["tensorflow"] for report in reports if report["tensorflow"]), None),
         "arguments": list(arguments),
+        "level": level,
+        "tolerance": tolerance,
         "exit_status": status,
         "problems": list(problems),
         "programs": [_program(verdict) for verdict in verdicts],
@@ -157,6 +169,7 @@ def _program(verdict: Verdict) -> dict[str, Any]:
         "regions": report.get("regions"),
         "fallbacks": report.get("fallbacks", []),
         "anchors": report.get("anchors", []),
+        "levels": report.get("levels"),
         "internal_errors": report.get("internal_errors"),
         "eager_ms": speed.eager_ms,
         "co_ms": speed.co_ms,

@@ -22,23 +22,26 @@ import numpy as np
 from terra_cx.check.readers import Readers
 from terra_cx.check.visits import Clock
 
-__all__ = ["Crossing", "Recorder", "Value", "describe", "read"]
+__all__ = ["Crossing", "Recorder", "Value", "describe", "read", "restored", "sketch"]
 
 _SHOWN = 6  # elements
 _MOST_TEXT = 200  # characters
+_SUMS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
     """The bits of a value.
 
-    `text` shows it (its first elements if there are many); it is not compared, `digest` is.
+    `text` shows it (its first elements if there are many); it is not compared, `digest` is. `sketch` is that of a
+    floating point array with more elements than are shown, if it was asked for.
     """
 
     dtype: str
     shape: tuple[int, ...]
     digest: str
     text: str
+    sketch: tuple[float, ...] = ()
 
     def same(self, other: Value) -> bool:
         """Whether dtype, shape and all bits are equal."""
@@ -65,8 +68,29 @@ class Crossing:
         return f"{self.file if below.startswith('..') else below}:{self.line}"
 
 
-def describe(value: Any) -> Value:
-    """Describe a NumPy array or scalar, or bytes, as native code hands them out."""
+def sketch(array: np.ndarray[Any, Any]) -> tuple[float, ...]:
+    """The length of an array, and sums of its elements with signs drawn at random, always the same.
+
+    The mean square of what such a sum of two arrays differs by is the square of the length of their difference,
+    whatever that is. So the relative distance of two arrays can be told without keeping them, to a factor of two or so.
+    """
+    flat = array.reshape(-1).astype(np.float64)
+    total = flat.sum()
+    rng = np.random.Generator(np.random.PCG64(flat.size))
+    sums = []
+    for _ in range(_SUMS):
+        signs = np.unpackbits(np.frombuffer(rng.bytes(flat.size // 8 + 1), np.uint8), count=flat.size)
+        sums.append(float(2.0 * flat[signs.view(bool)].sum() - total))
+    return float(np.linalg.norm(flat)), *sums
+
+
+def describe(value: Any, sketched: bool = False) -> Value:
+    """Describe a NumPy array or scalar, or bytes, as native code hands them out.
+
+    Args:
+        value: the value.
+        sketched: whether a long floating point array is to have a sketch.
+    """
     array = np.asarray(value)
     if array.dtype == object or array.dtype.kind in "SU":
         return _describe_strings(value)
@@ -74,7 +98,8 @@ def describe(value: Any) -> Value:
     text = _text([flat[index].item() for index in range(min(flat.size, _SHOWN))], flat.size, array.shape)
     bits = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     digest = hashlib.blake2b(bits, digest_size=16).hexdigest()
-    return Value(array.dtype.name, array.shape, digest, text)
+    long = sketched and flat.size > _SHOWN and "float" in array.dtype.name
+    return Value(array.dtype.name, array.shape, digest, text, sketch(array) if long else ())
 
 
 def _describe_strings(value: Any) -> Value:
@@ -106,9 +131,11 @@ class Recorder:
         path: the file to write.
         readers: says which reads count.
         clock: knows the number of the program's step, from 1; 0 where nobody tells it.
+        sketched: whether long values are to have a sketch.
     """
 
-    def __init__(self, path: Path, readers: Readers, clock: Clock) -> None:
+    def __init__(self, path: Path, readers: Readers, clock: Clock, sketched: bool = False) -> None:
+        self._sketched = sketched
         self._file = path.open("w", encoding="utf-8")
         self._readers = readers
         self._thread = threading.get_ident()
@@ -130,7 +157,7 @@ class Recorder:
                 self.counts["library"] += 1
                 return
             self.counts["compared"] += 1
-            item = (*place, self._clock.count or None, *astuple(describe(value)))
+            item = (*place, self._clock.count or None, *astuple(describe(value, self._sketched)))
             self._file.write(json.dumps(item) + "\n")
         except Exception as error:  # noqa: BLE001  # this runs inside the program's own statement
             self.failure = self.failure or f"{type(error).__name__}: {error}"
@@ -141,11 +168,17 @@ class Recorder:
             self._file.close()
 
 
+def restored(parts: list[Any]) -> Value:
+    """The value whose fields JSON has held."""
+    dtype, shape, digest, text, *rest = parts
+    return Value(dtype, tuple(shape), digest, text, tuple(rest[0]) if rest else ())
+
+
 def read(path: Path) -> Iterator[Crossing]:
     """Yield the crossings of a stream; one that a dying process cut off in the middle is left out."""
     with path.open(encoding="utf-8") as stream:
         for text in stream:
             if not text.endswith("\n"):
                 return
-            file, line, step, dtype, shape, digest, shown = json.loads(text)
-            yield Crossing(file, line, step, Value(dtype, tuple(shape), digest, shown))
+            file, line, step, *value = json.loads(text)
+            yield Crossing(file, line, step, restored(value))

@@ -31,6 +31,7 @@ class Outcome(Enum):
     NOT_CO_EXECUTED = 4, "not co-executed"
     FALLBACK = 7, "fell back"
     SLOWER = 6, "too slow"
+    WITHIN = 0, "within tolerance"
     IDENTICAL = 0, "identical"
 
     def __init__(self, code: int, word: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from terra_cx.levels import Level
 from terra_cx.tf.opdefs import Kind, lasting_attrs
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.keys import freeze
@@ -131,6 +132,12 @@ class Block:
     prepared: Any = None
     """What another process has found out about it (`lowering.Prepared`), as long as its function was not compared."""
     variants: dict[frozenset[int], Any] = field(default_factory=dict)
+    forms: dict[Level, Any] = field(default_factory=dict)
+    """As `lowered`, for the levels above `exact` that were tried."""
+    refused: dict[Level, str] = field(default_factory=dict)
+    """The levels at which it must not run, with the reason."""
+    picked: Level | None = None
+    """The level that was measured to be the fastest (`run.contest`)."""
     outputs: frozenset[int] = frozenset()
     eager: str | None = None
     """Why the block runs op by op for ever (its compiled form differed, or could not be built)."""
@@ -155,6 +162,11 @@ class Block:
             joined = joined or node.joins(before)
             before.add(node)
         return (open_end, joined, *((node.rev, node.cuts, node.cut_before) for node in self.nodes))
+
+    def ready(self, outputs: frozenset[int] | None) -> bool:
+        """Whether a run with these outputs has nothing to compile."""
+        function = self.variants.get(outputs) if outputs is not None else None
+        return function is not None and not function.due
 
     @property
     def idle(self) -> bool:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from terra_cx.compile.blocks import Block, Cut, FlatOp, Step
-from terra_cx.tf.graphs import CompiledFunction, GraphBuilder
+from terra_cx.levels import Level
+from terra_cx.tf.graphs import CompiledFunction, GraphBuilder, known_to_xla
 from terra_cx.tf.opdefs import Kind, fallible
 
-__all__ = ["CUTS", "Lowered", "Prepared", "function_of", "lower", "prepare"]
+__all__ = ["CUTS", "Lowered", "Prepared", "function_at", "function_of", "lower", "prepare"]
 
 _LATE_DRAW = "a draw follows an op that may fail"
 _LATE_GRADIENT = "a gradient follows an effect's result"
@@ -37,10 +38,14 @@ _INTEGERS = frozenset({3, 9, 10, 6, 4, 5, 17, 22, 23})
 class Lowered:
     """A block's graph: a symbol per flat output, and the operations that must run even if nothing reads them."""
 
-    def __init__(self, builder: GraphBuilder, symbols: dict[int, Any], control: list[Any]) -> None:
+    def __init__(
+        self, builder: GraphBuilder, symbols: dict[int, Any], control: list[Any], whole: bool
+    ) -> None:
         self.builder = builder
         self.symbols = symbols
         self.control = control
+        self.whole = whole
+        """Whether XLA is to compile all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +101,9 @@ def lower(block: Block) -> None:
     block.first_fallible = next((index for index, op in enumerate(block.ops) if op.fallible), None)
 
 
-def _lower(block: Block) -> Lowered:
-    builder = GraphBuilder(block.barriers)
+def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
+    builder = GraphBuilder(block.barriers and level is Level.EXACT, level)
+    for_xla = []
     feeds = [builder.feed(spec) for spec in block.params]
     symbols: dict[int, Any] = {}
     for flat, param in block.draws.items():
@@ -115,11 +121,19 @@ def _lower(block: Block) -> Lowered:
                 operation, outputs = builder.op(op.op, op.form, op.attrs, op.layout, inputs, after)
                 for index, symbol in enumerate(outputs):
                     symbols[op.base + index] = symbol
-                op.fallible = _may_fail(op, inputs, outputs, builder)
+                if level is Level.EXACT:
+                    op.fallible = _may_fail(op, inputs, outputs, builder)
+                if level is Level.XLA and not op.fallible and known_to_xla(operation):
+                    for_xla.append(operation)
                 order.add(op, operation)
         except _Contradiction as why:
             raise _cut(block, step, str(why)) from None
-    return Lowered(builder, symbols, order.finish())
+    if level is Level.XLA and not for_xla:
+        raise ValueError("none of its ops can be compiled")
+    whole = len(for_xla) == len(block.ops)
+    for operation in () if whole else for_xla:
+        builder.cluster(operation)
+    return Lowered(builder, symbols, order.finish(), whole)
 
 
 class _Contradiction(Exception):
@@ -262,4 +276,20 @@ def function_of(block: Block, outputs: frozenset[int]) -> CompiledFunction:
         symbols = [lowered.symbols[flat] for flat in sorted(outputs)]
         made = lowered.builder.finish(symbols, lowered.control)
         block.variants[outputs] = made
+    return made
+
+
+def function_at(block: Block, outputs: frozenset[int], level: Level) -> CompiledFunction:
+    """As `function_of`, at a level above `exact`; it is made anew and not kept among the variants.
+
+    Raises:
+        ValueError: none of the ops can be compiled at that level.
+        Exception: whatever TensorFlow refuses while the graph is made.
+    """
+    form = block.forms.get(level)
+    if form is None:
+        form = block.forms[level] = _lower(block, level)
+    made: CompiledFunction = form.builder.finish(
+        [form.symbols[flat] for flat in sorted(outputs)], form.control, form.whole
+    )
     return made

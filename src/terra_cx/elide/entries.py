@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
+from operator import is_
 from typing import Any
 
 from terra_cx.tf import native
@@ -75,6 +76,8 @@ class Entries:
         self._libraries: set[str] = set()
         self._state: Any = None
         self._legacy: Any = None
+        self._noted: tuple[list[str], list[Any], Any] = ([], [], None)
+        """Keras's settings as they were last: names, values, what `ambient` makes of them."""
 
     def put(self, boundary: Boundary) -> None:
         """Put the hooks in place that are not yet; to be called again, since programs import libraries late."""
@@ -116,14 +119,20 @@ class Entries:
         if self._state is None:
             return None
         settings = vars(self._state.GLOBAL_STATE_TRACKER)
+        others = vars(self._state.GLOBAL_SETTINGS_TRACKER)
         call, scope = settings.get("current_call_ctx"), settings.get("autocast_scope")
-        return (
+        names, values = [*settings, *others], [native.strategy(), *settings.values(), *others.values()]
+        if names == self._noted[0] and call is scope is None and all(map(is_, values, self._noted[1])):
+            return self._noted[2]
+        found = (
             None if call is None else [(k, v) for k, v in vars(call).items() if k != "entry_layer"],
             None if scope is None else scope.dtype,
-            id(native.strategy()),
+            id(values[0]),
             [(k, id(v)) for k, v in settings.items() if k not in _SKIPPED_SETTINGS and v is not None],
-            [(k, id(v)) for k, v in vars(self._state.GLOBAL_SETTINGS_TRACKER).items()],
+            [(k, id(v)) for k, v in others.items()],
         )
+        self._noted = names, values, found
+        return found
 
 
 def _of_keras() -> Iterator[Entry]:

@@ -19,7 +19,8 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Collection, Iterable
-from operator import attrgetter, is_, itemgetter
+from itertools import chain
+from operator import attrgetter, call, is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,18 @@ class State:
     def __init__(self, roots: Iterable[Any], used: Collection[str], opaque: frozenset[str]) -> None:
         self._used = used
         self._opaque = opaque
-        self._objects: list[tuple[Any, int, Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = []
-        self._lists: list[tuple[Any, tuple[Any, ...]]] = []
-        self._dicts: list[tuple[dict[Any, Any], tuple[Any, ...]]] = []
+        # Columns rather than records, so that a check is a few passes in C over all of them (`_as_it_was`).
+        self._objects: list[Any] = []
+        self._sizes: list[int] = []
+        self._getters: list[Callable[[Any], tuple[Any, ...]]] = []
+        self._values: list[Any] = []
+        self._lists = _Columns(list.__len__, list.__iter__)
+        self._dicts = _Columns(dict.__len__, dict.values)
+        self._keys = _Columns(dict.__len__, dict.keys)
+        self._slots: list[Any] = []
+        self._slot_getters: list[Callable[[Any], Any]] = []
+        self._contents: list[Any] = []
         self._sets: list[tuple[Any, frozenset[int], tuple[Any, ...]]] = []
-        self._slots: list[tuple[Any, Callable[[Any], Any], Any]] = []
         self._arrays: list[tuple[Any, bytes]] = []
         self.reached: set[int] = set()
         """The `id` of all that was reached, leaves included."""
@@ -101,15 +109,8 @@ class State:
 
     def __len__(self) -> int:
         """How many objects are compared."""
-        kinds: tuple[list[Any], ...] = (
-            self._objects,
-            self._lists,
-            self._dicts,
-            self._sets,
-            self._slots,
-            self._arrays,
-        )
-        return sum(len(kind) for kind in kinds)
+        kinds = (self._objects, self._lists.all, self._dicts.all, self._sets, self._slots, self._arrays)
+        return sum(map(len, kinds))
 
     # -- gathering -----------------------------------------------------------------------------------------------
     def _inside(self, value: Any) -> Iterable[Any]:
@@ -130,22 +131,21 @@ class State:
             self._arrays.append((value, value.tobytes()))
             return ()
         if hasattr(kind, "__wrapped__"):  # TensorFlow's wrappers of dicts and tuples
-            self._slots.append((value, attrgetter("__wrapped__"), value.__wrapped__))
+            self._note_slot(value, attrgetter("__wrapped__"), value.__wrapped__)
             return (value.__wrapped__,)
-        known: tuple[Any, ...] = ()
         inside: tuple[Any, ...] = ()
         if issubclass(kind, list):
-            known = inside = tuple(list.__iter__(value))
-            self._lists.append((value, known))
+            inside = tuple(list.__iter__(value))
+            self._lists.add(value)
         elif issubclass(kind, dict):
-            known = tuple(dict.values(value))
-            inside = (*known, *dict.keys(value))
-            self._dicts.append((value, known))
+            inside = (*dict.values(value), *dict.keys(value))
+            self._dicts.add(value)
+            self._keys.add(value)
         elif issubclass(kind, (set, weakref.WeakSet)):
-            known = inside = tuple(value)
-            self._sets.append((value, frozenset(map(id, known)), known))
+            inside = tuple(value)
+            self._sets.append((value, frozenset(map(id, inside)), inside))
         elif issubclass(kind, (tuple, frozenset)):
-            known = inside = tuple(value)
+            inside = tuple(value)
         return (*inside, *self._attributes(value, kind, required=not issubclass(kind, _CONTAINERS)))
 
     def _closure(self, function: types.FunctionType) -> list[Any]:
@@ -155,7 +155,7 @@ class State:
                 content = cell.cell_contents
             except ValueError:
                 continue  # still empty
-            self._slots.append((cell, attrgetter("cell_contents"), content))
+            self._note_slot(cell, attrgetter("cell_contents"), content)
             inside.append(content)
         return inside
 
@@ -166,68 +166,125 @@ class State:
             names = [name for name in attributes if name in self._used]
             if names and not self._opaque.issuperset(names):
                 getter = itemgetter(*(names if len(names) > 1 else names * 2))
-                self._objects.append((value, len(attributes), getter, getter(attributes)))
+                self._objects.append(value)
+                self._sizes.append(len(attributes))
+                self._getters.append(getter)
+                self._values += getter(attributes)
                 inside += [attributes[name] for name in names if name not in self._opaque]
         found = attributes is not None
         for name in _slots(kind):
             found = True
             if name in self._used:
                 item = getattr(value, name, _UNSET)
-                self._slots.append((value, functools.partial(_slot, name), item))
+                self._note_slot(value, functools.partial(_slot, name), item)
                 inside.append(item)
         if required and not found:
             raise Unfit(f"it holds a {kind.__module__}.{kind.__qualname__}")
         return inside
 
+    def _note_slot(self, holder: Any, getter: Callable[[Any], Any], content: Any) -> None:
+        self._slots.append(holder)
+        self._slot_getters.append(getter)
+        self._contents.append(content)
+
     # -- checking ------------------------------------------------------------------------------------------------
     def changed(self) -> str | None:
         """What is not as it was, in words; None if all is."""
         try:
-            return self._changed()
-        except (AttributeError, KeyError) as error:
+            return None if self._as_it_was() else self._difference()
+        except (AttributeError, KeyError, ValueError) as error:  # of an object, a dict, a cell
             return f"{error} is gone"
 
-    def _changed(self) -> str | None:
-        # The common case first, without a call of ours per element: all is identical.
-        for index, (value, size, getter, known) in enumerate(self._objects):
+    def _as_it_was(self) -> bool:
+        """Whether all is identical: the common case, without a call of ours per object.
+
+        Compared with ``is``: ``==`` would be faster still, but an object that has come in the place of another may have
+        an ``__eq__`` that does something, as a tensor's does.
+        """
+        attributes = list(map(_attributes_of, self._objects))
+        return (
+            list(map(len, attributes)) == self._sizes
+            and all(map(is_, chain.from_iterable(map(call, self._getters, attributes)), self._values))
+            and self._lists.as_they_were()
+            and self._dicts.as_they_were()
+            and self._keys.as_they_were()
+            and all(map(is_, map(call, self._slot_getters, self._slots), self._contents))
+            and all(
+                len(value) == len(ids) and (not ids or ids.issuperset(map(id, value)))
+                for value, ids, _ in self._sets
+            )
+            and all(value.tobytes() == content for value, content in self._arrays)
+        )
+
+    def _difference(self) -> str | None:
+        """As `changed`; what has been replaced by an equal number or string is known from now on."""
+        at = 0
+        for value, size, getter in zip(self._objects, self._sizes, self._getters, strict=True):
             attributes = value.__dict__
-            if len(attributes) != size or not all(map(is_, getter(attributes), known)):
-                now = getter(attributes)
-                if len(attributes) != size or not all(map(same, now, known)):
-                    return _told(value, getter, now, known)
-                self._objects[index] = value, size, getter, now
-        for value, known in self._lists:
-            as_it_was = len_of_list(value) == len(known) and all(map(is_, list_items(value), known))
-            if not as_it_was and not _alike(list(list_items(value)), known):
-                return "a list"
-        for value, known in self._dicts:
-            as_it_was = len_of_dict(value) == len(known) and all(map(is_, dict_values(value), known))
-            if not as_it_was and not _alike(list(dict_values(value)), known):
-                return "a dict"
+            now = getter(attributes)
+            known = self._values[at : at + len(now)]
+            if len(attributes) != size or not all(map(same, now, known)):
+                return _told(value, getter, now, known)
+            self._values[at : at + len(now)] = now
+            at += len(now)
+        if not self._lists.are_alike():
+            return "a list"
+        if not self._dicts.are_alike() or not self._keys.are_alike():
+            return "a dict"
+        for index, (holder, get) in enumerate(zip(self._slots, self._slot_getters, strict=True)):
+            content = get(holder)
+            if not same(content, self._contents[index]):
+                return f"an attribute of {type(holder).__name__}"
+            self._contents[index] = content
         for value, ids, _ in self._sets:
             if len(value) != len(ids) or not ids.issuperset(map(id, value)):
                 return "a set"
-        for value, get, item in self._slots:
-            now = get(value)
-            if now is not item and not same(now, item):
-                return f"an attribute of {type(value).__name__}"
-        for value, content in self._arrays:
-            if value.tobytes() != content:
-                return "an array"
+        if any(value.tobytes() != content for value, content in self._arrays):
+            return "an array"
         return None
 
 
-def _alike(items: list[Any], known: tuple[Any, ...]) -> bool:
-    return len(items) == len(known) and all(map(same, items, known))
+class _Columns:
+    """Lists, or dicts, and what they held.
+
+    Args:
+        length, items: of the built-in class itself: subclasses may tell something else.
+    """
+
+    def __init__(self, length: Callable[[Any], int], items: Callable[[Any], Iterable[Any]]) -> None:
+        self._length, self._iterate = length, items
+        self.all: list[Any] = []
+        self._lengths: list[int] = []
+        self._items: list[Any] = []
+
+    def add(self, value: Any) -> None:
+        """Know one more."""
+        self.all.append(value)
+        self._lengths.append(self._length(value))
+        self._items += self._iterate(value)
+
+    def as_they_were(self) -> bool:
+        """Whether they hold the same objects."""
+        return list(map(self._length, self.all)) == self._lengths and all(
+            map(is_, chain.from_iterable(map(self._iterate, self.all)), self._items)
+        )
+
+    def are_alike(self) -> bool:
+        """Whether they hold the same, or equal numbers and strings; if so, these are known from now on."""
+        if list(map(self._length, self.all)) != self._lengths:
+            return False
+        now = list(chain.from_iterable(map(self._iterate, self.all)))
+        alike = all(map(same, now, self._items))
+        if alike:
+            self._items = now
+        return alike
 
 
-# Of the built-in classes themselves: subclasses may tell something else.
-len_of_list, list_items = list.__len__, list.__iter__
-len_of_dict, dict_values = dict.__len__, dict.values
+_attributes_of = attrgetter("__dict__")
 _CONTAINERS = (list, dict, set, frozenset, tuple, weakref.WeakSet)
 
 
-def _told(value: Any, getter: Any, now: tuple[Any, ...], known: tuple[Any, ...]) -> str:
+def _told(value: Any, getter: Any, now: Iterable[Any], known: Iterable[Any]) -> str:
     names = [name for name, a, b in zip(getter.__reduce__()[1], now, known, strict=True) if not same(a, b)]
     return f"{type(value).__name__}.{names[0]}" if names else f"the attributes of {type(value).__name__}"
 

@@ -38,6 +38,8 @@ _BY_REASON: Mapping[str, str] = {
     Reason.DIVERGES: "see the divergences of its lines: something new happens in most steps",
     Reason.DOES_NOT_PAY: "read values less often: keep losses as tensors, and print every tenth",
     Reason.GRAPH_TOO_LARGE: "raise --max-nodes, or look with `terra-cx graph` why steps differ",
+    Reason.LEVEL_DIFFERS: "nothing is needed; the block runs at the next lower level",
+    Reason.LEVEL_NOT_COMPILED: "nothing is needed; the block runs at the next lower level",
 }
 
 

@@ -1,12 +1,13 @@
-"""The profile as JSON: what `docs/design/profile.md` describes, made of what a `Profiler` has seen, and read again."""
+"""The profile as JSON: what `docs/design/profile.md` describes, made of what a `Profiler` has seen.
+
+`report.reading` reads it.
+"""
 
 from __future__ import annotations
 
-import json
 import linecache
 from typing import TYPE_CHECKING, Any
 
-from terra_cx.errors import UsageError
 from terra_cx.profile.events import FETCH, UNKNOWN, BlockRunSlice, Window
 from terra_cx.profile.metrics import Level, Metrics, measure
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from terra_cx.profile.profiler import AnchorProfile, Profiler
     from terra_cx.report.record import Record
 
-__all__ = ["KIND", "VERSION", "build", "read"]
+__all__ = ["KIND", "VERSION", "build"]
 
 KIND = "terra-cx profile"
 VERSION = 1
@@ -51,29 +52,6 @@ def build(
         "main": spent.index(max(spent)) if spent else None,
         "anchors": [_anchor(profile) for profile in anchors],
     }
-
-
-def read(text: str, name: str) -> dict[str, Any]:
-    """A profile from the text of its file.
-
-    Args:
-        text: of the file.
-        name: the file's, for messages.
-
-    Raises:
-        UsageError: it is truncated, something else, or of a version that is not known.
-    """
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{name} is not complete JSON ({error}); write the profile anew") from None
-    if not isinstance(found, dict) or found.get("kind") != KIND:
-        raise UsageError(f"{name} is not a profile of terra-cx; terra-run --profile DIR writes one")
-    if found.get("version") != VERSION:
-        raise UsageError(
-            f"{name} is a profile of version {found.get('version')}, and this terra-cx reads version {VERSION}"
-        )
-    return found
 
 
 def source(line: str) -> str:

@@ -19,6 +19,9 @@ Keys of version 1:
 | | `manner` is how its regions run as measured, overlapped or in turns, null before; `manner_ms` the measurements |
 | `cache` | `{folder, readonly, loaded, saved, problems}`: entries taken up and written, and how often something |
 | | was wrong with a file or the folder; only if there is one |
+| `levels` | `{asked, blocks, measured, refused}`: the level asked for; how many blocks run at which, or op by op; |
+| | with `auto`, list of `{line, picked, over, exact_ms, relative}`; list of |
+| | `{reason, level, line, at, detail, count}`, why blocks run lower than asked for; null if no step was found |
 | `internal_errors` | how often terra-cx itself failed and the program went on in eager |
 """
 
@@ -50,5 +53,6 @@ def blank(mode: str) -> Record:
         "overlap": None,
         "fallbacks": [],
         "anchors": [],
+        "levels": None,
         "internal_errors": 0,
     }

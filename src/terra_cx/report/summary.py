@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -37,6 +38,8 @@ def facts(record: Record) -> Iterator[tuple[str, str, str]]:
     for anchor in record["anchors"]:
         if anchor["given_up"]:
             yield "given up", "yellow", f"{anchor['line']}  {anchor['given_up']}"
+    if record["levels"] and record["levels"]["asked"] != "exact":
+        yield from _levels(record["levels"])
     if record["internal_errors"]:
         errors = count(record["internal_errors"], "error")
         yield "internal", "red", f"{errors} inside terra-cx; the program went on in plain eager"
@@ -51,6 +54,28 @@ def _regions(record: Record) -> str:
     text = f"{regions['co_executed']} of {count(regions['total'], 'region')} co-executed"
     others = [f"{regions[kind]} {kind}" for kind in ("traced", "eager") if regions[kind]]
     return text + (f" ({', '.join(others)})" if others else "")
+
+
+def _levels(levels: Record) -> Iterator[tuple[str, str, str]]:
+    blocks = levels["blocks"]
+    at = [
+        f"{number} at {level}" if level != "op by op" else f"{number} op by op"
+        for level, number in blocks.items()
+    ]
+    blocks_run = f"blocks run {', '.join(at)}" if at else "no block was compiled"
+    yield "levels", "", f"{levels['asked']}: {blocks_run}"
+    measured = sorted(levels["measured"], key=lambda each: -each["exact_ms"])
+    for each in measured[:MOST_FALLBACKS]:
+        times = ", ".join(f"{level} {ratio:.2f} of that" for level, ratio in each["relative"].items())
+        picked = each["picked"] + " is ahead" * (not each["over"])
+        line = os.path.basename(each["line"])
+        yield "", "", f"{line}  {picked}: exact {milliseconds(each['exact_ms'])}, {times}"
+    if len(measured) > MOST_FALLBACKS:
+        yield "", "", f"and {len(measured) - MOST_FALLBACKS} more blocks; --report lists them"
+    for each in levels["refused"][:MOST_FALLBACKS]:
+        yield "level", "yellow", f"{each['line']}  not at {each['level']}, {each['reason']}: {each['detail']}"
+    if len(levels["refused"]) > MOST_FALLBACKS:
+        yield "", "", f"and {len(levels['refused']) - MOST_FALLBACKS} more; --report lists them"
 
 
 def _speed(record: Record) -> str:

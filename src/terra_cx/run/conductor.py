@@ -92,7 +92,7 @@ class Conductor:
         self.entries = Entries()
         self.functions = Functions()
         self.internal = internal
-        self.runner = GraphRunner(_QUEUE, options.watchdog, self._stalled)
+        self.runner = GraphRunner(_QUEUE, options.watchdog, self._stalled, options.level)
         self.runner.internal = internal
         self.handover = Handover(self.runner, options.run_ahead)
         self.switch = SwitchInterval()
@@ -562,6 +562,11 @@ class Conductor:
             "sent": path.sent,
             "max_depth": path.max_depth,
         }
+
+    def levels(self) -> dict[str, Any]:
+        """At which level blocks run, for the report."""
+        blocks = [block for anchor in self.anchors.values() for block in anchor.blocks]
+        return self.runner.leveling.as_dict(blocks)
 
     def at_risk(self) -> bool:
         """Whether a barrier would have to wait, or raise."""

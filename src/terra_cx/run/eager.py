@@ -16,7 +16,17 @@ from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.recorder import pack_outputs
 
-__all__ = ["OpFailed", "annotate", "call_native", "do_draw", "feeds_of", "inputs_of", "run_eagerly", "settle"]
+__all__ = [
+    "OpFailed",
+    "annotate",
+    "call_native",
+    "do_draw",
+    "feeds_of",
+    "inputs_of",
+    "recompute",
+    "run_eagerly",
+    "settle",
+]
 
 
 class OpFailed(Exception):
@@ -115,6 +125,28 @@ def run_eagerly(run: BlockRun, feeds: list[Any], drawn: bool = False) -> list[An
         except BaseException as error:
             settle(run, values)
             raise OpFailed(step, error) from error
+    return values
+
+
+def recompute(run: BlockRun, feeds: list[Any]) -> list[Any]:
+    """Execute the ops of a whole run once more, its random draws excepted, and tell nobody.
+
+    Args:
+        run: a run that has been executed.
+        feeds: real tensors per parameter, those of draws included.
+
+    Returns:
+        A value per flat output (None for the outputs of steps that Python got directly).
+
+    Raises:
+        Exception: an op raised; the variables written before it hold what they were given.
+    """
+    values: list[Any] = [None] * run.block.flat
+    for flat, number in run.block.draws.items():
+        values[flat] = feeds[number]
+    for op in run.block.ops:
+        for index, value in enumerate(call_native(op, inputs_of(op, values, feeds))):
+            values[op.base + index] = value
     return values
 
 

@@ -24,7 +24,9 @@ from typing import Any
 from terra_cx.compile.lowering import function_of, lower
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.channels import Channel, ChannelError
+from terra_cx.run.contest import Contest
 from terra_cx.run.eager import OpFailed, annotate, do_draw, feeds_of, run_eagerly, settle
+from terra_cx.run.leveling import Leveling, Trial
 from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.run.verify import Snapshot, same_bits
 from terra_cx.tf.graphs import CompiledFunction
@@ -45,9 +47,19 @@ class RunnerStatistics:
 
 
 class GraphRunner:
-    """See the module's guarantees. ``path`` is the channel on which runs arrive."""
+    """See the module's guarantees. ``path`` is the channel on which runs arrive.
 
-    def __init__(self, capacity: int, watchdog: float, on_stall: Callable[[str], None]) -> None:
+    Args:
+        capacity: how many runs may be queued.
+        watchdog: seconds after which a wait is told.
+        on_stall: told of it.
+        level: the name of the level at which blocks are to run, or ``auto`` (`terra_cx.levels`).
+    """
+
+    def __init__(
+        self, capacity: int, watchdog: float, on_stall: Callable[[str], None], level: str = "exact"
+    ) -> None:
+        self.leveling = Leveling(level)
         self.path: Channel[BlockRun] = Channel("path", capacity, watchdog, on_stall)
         self.watchdog = watchdog
         self.stalled = on_stall
@@ -56,7 +68,7 @@ class GraphRunner:
         self.raised: BaseException | None = None
         self.internal: Callable[[str, BaseException], None] = lambda what, error: None
         self.current: BlockRun | None = None
-        self.tap: Callable[[BlockRun, CompiledFunction | None, list[Any]], None] | None = None
+        self.tap: Callable[[BlockRun, CompiledFunction | Contest | None, list[Any]], None] | None = None
         """Told of every run on the runner's thread: its function (None if it runs op by op) and the feeds."""
         self._thread: threading.Thread | None = None
         self._guest: int | None = None
@@ -178,7 +190,7 @@ class GraphRunner:
         outputs = run.outputs
         assert outputs is not None
         function = block.variants.get(outputs)
-        if function is None:
+        if function is None or (self.leveling.auto and function.due):
             self.statistics.eager_runs += 1
             self._first(run, feeds, outputs)
             return
@@ -218,7 +230,7 @@ class GraphRunner:
         return values
 
     def _first(self, run: BlockRun, feeds: list[object], outputs: frozenset[int]) -> None:
-        """Run op by op, make the compiled function, and compare it with the truth."""
+        """Run op by op, make a compiled function, at the level wanted if may be, and compare it with the truth."""
         block = run.block
         start = time.perf_counter()
         try:
@@ -231,6 +243,9 @@ class GraphRunner:
         values = self._truth(run, feeds)
         after = before.again()
         try:
+            if self.leveling.takes(Trial(run, feeds, outputs, values, before, after)):
+                self.statistics.variants += 1
+                return
             function = function_of(block, outputs)
             before.restore()
             results = function(feeds)
@@ -247,6 +262,7 @@ class GraphRunner:
         self.statistics.variants += 1
         prepared, block.prepared = block.prepared, None
         if good:
+            self.leveling.starts_from(block, outputs, function)
             return
         self.statistics.mismatches += 1
         block.variants.clear()

@@ -85,7 +85,7 @@ class Handover:
             bool(held)
             and (sent is None or sent.state > _SENT)
             and sum([run.block.seconds for run in held]) < _QUICK
-            and all(run.complete and run.outputs in run.block.variants for run in held)
+            and all(run.complete and run.block.ready(run.outputs) for run in held)
         )
 
     def execute_held(self) -> None:

@@ -8,6 +8,7 @@ runs op by op for ever, and the report says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from terra_cx.compile.blocks import Block
@@ -63,6 +64,18 @@ class Snapshot:
         """Put the values back."""
         for (handle, dtype), value in zip(self._handles.values(), self._values, strict=True):
             native.run_fast("AssignVariableOp", None, (handle, value, "dtype", dtype))
+
+    def moved(self, move: Callable[[Any], Any]) -> Snapshot:
+        """A snapshot of the same variables with other values: what ``move`` makes of each."""
+        other = object.__new__(Snapshot)
+        other._handles = self._handles
+        other._values = [move(value) for value in self._values]
+        return other
+
+    @property
+    def values(self) -> list[Any]:
+        """The values, real tensors."""
+        return self._values
 
     def equals(self, other: Snapshot) -> bool:
         """Whether both snapshots hold the same bits."""

@@ -1,8 +1,12 @@
 """Builds TensorFlow functions from recorded ops: the private graph API in one place.
 
-Graphs are built with ``FuncGraph`` and run by name through ``TFE_Py_Execute`` with Grappler switched off,
-which is the execution that was shown to equal eager bit for bit. oneDNN still merges some neighbours *inside*
-a graph; an ``Identity`` on the edge prevents each of the known merges.
+Graphs are built with ``FuncGraph`` and run by name through ``TFE_Py_Execute``. At level ``exact`` Grappler is switched
+off, which is the execution that was shown to equal eager bit for bit. oneDNN still merges some neighbours *inside* a
+graph; an ``Identity`` on the edge prevents each of the known merges.
+
+At level ``graph`` the function runs as a ``tf.function`` would. At level ``xla`` all of it is compiled if none of its
+ops may fail: XLA's kernels refuse no value (an index that is out of range is clipped). Otherwise the ops that cannot
+fail are marked, TensorFlow gathers them into clusters that XLA compiles, and the others keep their kernels and errors.
 
 Source: ``tensorflow/python/framework/func_graph.py``, ``eager/polymorphic_function/atomic_function.py``.
 """
@@ -16,17 +20,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf import message as protobuf
-from tensorflow.core.framework import function_pb2
+from tensorflow.core.framework import attr_value_pb2, function_pb2
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.eager.polymorphic_function import atomic_function
 from tensorflow.python.framework import constant_op, dtypes, func_graph, op_def_library, ops
 from tensorflow.python.ops import array_ops, gen_math_ops
 
+from terra_cx.levels import Level
 from terra_cx.tf import native
 from terra_cx.tf.opdefs import Kind, arg_layout, attr_pairs, classify
 from terra_cx.tf.slots import Spec
 
-__all__ = ["CompiledFunction", "GraphBuilder", "loaded_function"]
+__all__ = ["CompiledFunction", "GraphBuilder", "known_to_xla", "loaded_function"]
 
 _names = itertools.count()
 _execute = native.REAL["TFE_Py_Execute"]
@@ -41,14 +46,32 @@ _FUSED_INPUTS = {
 """Inputs that get an Identity: oneDNN merges BiasAdd and Pad with Conv2D, BiasAddGrad with the filter gradient."""
 
 
-def _config() -> bytes:
+_NOT_FOR_XLA = frozenset(
+    {
+        *("ArgMax", "ArgMin", "Max", "Maximum", "Min", "Minimum", "TopKV2"),  # do not heed every NaN
+        *("MaxPoolGrad", "MaxPoolGradGrad"),  # of several maxima, another one has the gradient
+        *("SqrtGrad", "InvGrad", "ReciprocalGrad"),  # NaN where upstream is zero
+        *("ClipByValue", "Ndtri", "SeluGrad"),  # an empty range; tiny numbers; at zero
+    }
+)
+"""Ops that XLA on the CPU computes otherwise than TensorFlow's kernels, if seldom, so that a first run may not tell.
+
+Found by comparing all of `opdefs.INFALLIBLE` that compute on zeros, ties, tiny, huge, infinite numbers and NaN.
+What differs only for infinite inputs (``ReluGrad`` of an infinite gradient) or subnormal ones is not listed.
+"""
+_RANDOM = ("Stateless", "Random")
+"""Beginnings of the names of random ops: XLA's numbers are not those of the kernels."""
+
+
+def _config(level: Level) -> bytes:
+    """The configuration in which functions of a level run; at `graph` it is the program's own."""
+    if level is Level.GRAPH:
+        own: bytes = native.context().function_call_options.config_proto_serialized
+        return own
     proto = config_pb2.ConfigProto()
     proto.graph_options.rewrite_options.disable_meta_optimizer = True
     data: bytes = proto.SerializeToString()
     return data
-
-
-_CONFIG = _config()
 
 
 EXECUTORS = ("", "SINGLE_THREADED_EXECUTOR")
@@ -62,19 +85,25 @@ class CompiledFunction:
 
     Two executors can run it. The single-threaded one is cheaper per op, the default one runs independent ops side by
     side; the first calls go to both in turns, and the faster one stays. (The single-threaded one refuses lowered
-    control flow, which no block holds.)
+    control flow, which no block holds, but which XLA's clusters are called by; and each would compile for itself. So at
+    level `xla` there is only the default one.)
     """
 
-    def __init__(self, atomic: Any, captures: list[Any], outputs: int) -> None:
+    due = False
+    """Nothing is to be compiled before its next call (`run.contest.Contest`)."""
+
+    def __init__(self, atomic: Any, captures: list[Any], outputs: int, level: Level = Level.EXACT) -> None:
+        self.level = level
         self._atomic = atomic
         name = atomic.name
         self.name: str = name.decode() if isinstance(name, bytes) else name
         self._captures = captures
         self._outputs = outputs
         self.executor = EXECUTORS[0]
-        self._trials = [*EXECUTORS] * _TRIALS
+        self._config = _config(level)
+        self._trials = [] if level is Level.XLA else [*EXECUTORS] * _TRIALS
         self._seconds: dict[str, float] = {}
-        self._attrs = _attributes(self.executor)
+        self._use(self.executor)
 
     @property
     def captures(self) -> list[Any]:
@@ -117,8 +146,14 @@ class CompiledFunction:
             self._use(min(self._seconds, key=self._seconds.__getitem__))
         return result or []
 
+    @property
+    def settled(self) -> bool:
+        """Whether its executor is chosen."""
+        return not self._trials
+
     def _use(self, executor: str) -> None:
-        self.executor, self._attrs = executor, _attributes(executor)
+        self.executor = executor
+        self._attrs = ("executor_type", executor, "config_proto", self._config)
 
 
 class _Registered:
@@ -163,15 +198,17 @@ def loaded_function(definition: bytes, captures: list[Any], outputs: int) -> Com
     return CompiledFunction(_Registered(function), captures, outputs)
 
 
-def _attributes(executor: str) -> tuple[Any, ...]:
-    return ("executor_type", executor, "config_proto", _CONFIG)
-
-
 class GraphBuilder:
-    """Adds recorded ops to a new ``FuncGraph``."""
+    """Adds recorded ops to a new ``FuncGraph``.
 
-    def __init__(self, barriers: bool) -> None:
+    Args:
+        barriers: whether an ``Identity`` stands on every edge.
+        level: the level at which the functions will run.
+    """
+
+    def __init__(self, barriers: bool, level: Level = Level.EXACT) -> None:
         self.graph = func_graph.FuncGraph(f"terra_block_{next(_names)}")
+        self.level = level
         self._barriers = barriers
         self._feeds: list[Any] = []
         self._consts: dict[int, Any] = {}
@@ -245,12 +282,13 @@ class GraphBuilder:
                     grouped.append(inputs[index])
                     index += 1
         definition = native.op_def(op)
-        if op == "AddN" and len(inputs) > 2 and inputs[0].dtype != dtypes.variant:
+        exact = self.level is Level.EXACT
+        if exact and op == "AddN" and len(inputs) > 2 and inputs[0].dtype != dtypes.variant:
             return self._sum(inputs, control)
         with self.graph.as_default():
             if self._barriers:
                 grouped = [self._fence(value) for value in grouped]
-            else:
+            elif exact:
                 for position in _FUSED_INPUTS.get(op, ()):
                     grouped[position] = self._fence(grouped[position])
             keywords = {arg.name: value for arg, value in zip(definition.input_arg, grouped, strict=True)}
@@ -304,15 +342,36 @@ class GraphBuilder:
         shape = data.shape_and_type[0].shape
         return not shape.unknown_rank and all(dim.size >= 0 for dim in shape.dim)
 
-    def finish(self, outputs: Sequence[Any], control: Sequence[Any]) -> CompiledFunction:
-        """Register the function with the given outputs; the graph may be finished again with others."""
+    def cluster(self, operation: Any) -> None:
+        """Have XLA compile an op of this graph, together with its neighbours."""
+        operation._set_attr("_XlaCompile", attr_value_pb2.AttrValue(b=True))
+
+    def finish(self, outputs: Sequence[Any], control: Sequence[Any], whole: bool = False) -> CompiledFunction:
+        """Register the function with the given outputs; the graph may be finished again with others.
+
+        Args:
+            outputs: symbolic tensors.
+            control: operations that must run even if no output needs them.
+            whole: whether XLA must compile all of it.
+        """
         graph = self.graph
         graph.inputs = [*self._feeds, *graph.internal_captures]
         with graph.as_default():
             graph.outputs = [array_ops.identity(symbol) for symbol in outputs]
         graph.control_outputs = list(control)
-        atomic = atomic_function.from_func_graph(f"__terra_block_{next(_names)}", graph, {})
-        return CompiledFunction(atomic, list(graph.external_captures), len(outputs))
+        attributes = {"_XlaMustCompile": True} if whole else {}
+        atomic = atomic_function.from_func_graph(f"__terra_block_{next(_names)}", graph, attributes)
+        return CompiledFunction(atomic, list(graph.external_captures), len(outputs), self.level)
+
+
+def known_to_xla(operation: Any) -> bool:
+    """Whether XLA, where it has a kernel for an op of a graph, computes what TensorFlow's kernel does, up to rounding.
+
+    Numbers that an integer type cannot hold are cast otherwise, negative ones to an unsigned type among them.
+    """
+    if operation.type == "Cast" and operation.outputs[0].dtype.is_integer:
+        return not operation.inputs[0].dtype.is_floating
+    return operation.type not in _NOT_FOR_XLA and not operation.type.startswith(_RANDOM)
 
 
 def _inferred(arg: Any, value: Any) -> list[str]:
