@@ -11,7 +11,9 @@ from tracing import blocks_of, hot_path, ops, trace
 
 from terra_cx.cache.codes import Codes
 from terra_cx.cache.journal import Journal, Malformed, Misfit
+from terra_cx.compile.lowering import function_of
 from terra_cx.observe.anchors import AnchorTable
+from terra_cx.tf.graphs import loaded_function
 from terra_cx.trace.rules import Need
 from terra_cx.trace.tracegraph import TraceGraph
 
@@ -207,8 +209,6 @@ def test_what_has_no_form_is_not_kept(codes):
 
 
 def test_blocks_come_with_their_functions(codes):
-    from terra_cx.compile.lowering import function_of
-
     one, other = Program(), Program()
     one.step()
     other.step()
@@ -235,3 +235,33 @@ def test_blocks_come_with_their_functions(codes):
     assert one.weight.numpy().tolist() == before
     again.ops[0].attrs = (*again.ops[0].attrs, "more", 1)
     assert waiting.prepared(again) is None, "it is another block"
+
+
+def test_rows_of_blocks_that_are_none(codes):
+    one, other = Program(), Program()
+    one.step()
+    other.step()
+    journal, graph = learned(codes, [trace(one.step)])
+    blocks = blocks_of(graph)
+    for block in blocks:
+        function_of(block, block.outputs)
+    for key, value in (("function", "%"), ("captures", [["k", 10**6]]), ("digest", None), ("outputs", 3)):
+        entry = json.loads(json.dumps(journal.stored(graph, blocks)))
+        entry["blocks"][0][key] = value
+        waiting = Journal(codes, entry)
+        warm = waiting.warm(trace(other.step), TraceGraph())
+        (block,) = blocks_of(warm.graph)
+        assert waiting.prepared(block) is None
+
+
+def test_functions_that_are_none():
+    with pytest.raises(ValueError, match="no function"):
+        loaded_function(b"no protobuf", [], 0)
+
+    @tf.function
+    def write():
+        tf.io.write_file("a", "b")
+
+    writer = write.get_concrete_function()
+    with pytest.raises(ValueError, match="WriteFile"):
+        loaded_function(writer.function_def.SerializeToString(), [], 0)

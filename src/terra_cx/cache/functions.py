@@ -115,6 +115,13 @@ class Functions:
         Raises:
             Cut: lowering has found that the block must be shorter.
         """
+        try:
+            return self._found(block)
+        except (LookupError, TypeError, ValueError):
+            self._rows.clear()  # they are no rows of ours; blocks are lowered as always
+            return None
+
+    def _found(self, block: Block) -> Prepared | None:
         nodes = [node.id for node in block.nodes]
         for row in self._rows.get(nodes[0], ()):
             stored = row["nodes"]

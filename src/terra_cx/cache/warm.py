@@ -126,6 +126,11 @@ class WarmStart:
         self.loaded -= 1
         self.store.unusable(kept.name, why)
 
+    def unfit(self, kept: Kept, why: str) -> None:
+        """An entry that was read is of the program as it was, or when it did something else."""
+        self.loaded -= 1
+        kept.started = f"no: {why}"
+
     def save(self, kept: Kept, graph: TraceGraph, blocks: Iterable[Block], about: dict[str, Any]) -> None:
         """Write what an anchor has learned, if that is something.
 

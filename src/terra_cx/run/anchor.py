@@ -176,19 +176,9 @@ class ActiveAnchor:
         self._prepare()
 
     @property
-    def begins_warm(self) -> bool:
-        """Whether a stored TraceGraph waits for the region that will be traced."""
-        return self.kept is not None and self.kept.journal.waiting
-
-    @property
     def binds(self) -> bool:
         """Whether the region that will be traced is meant for nothing else than that."""
         return self.kept is not None and self.kept.journal.untried
-
-    def passed_over(self) -> None:
-        """The region that was meant to bind a stored TraceGraph told nothing; the next one may."""
-        if self.kept is not None:
-            self.kept.journal.pass_over()
 
     def outgrew(self) -> None:
         """A traced region had too many ops. Once may be an evaluation within; twice in a row it is the step."""

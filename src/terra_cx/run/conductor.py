@@ -11,10 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from terra_cx.cache.journal import Malformed, Misfit
-from terra_cx.cache.warm import Kept, WarmStart
+from terra_cx.cache.warm import WarmStart
 from terra_cx.config import Options
 from terra_cx.elide.entries import Entries
 from terra_cx.elide.functions import Functions
@@ -33,6 +32,7 @@ from terra_cx.run.pace import Manner
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
 from terra_cx.run.uninterrupted import Uninterrupted
+from terra_cx.run.warming import Warming
 from terra_cx.tf import native
 from terra_cx.tf.boundary import Boundary
 from terra_cx.tf.native import REAL
@@ -42,7 +42,6 @@ from terra_cx.trace.tracegraph import TraceGraph
 
 __all__ = ["Conductor", "Observer"]
 
-T = TypeVar("T")
 _QUEUE = 256
 """Block runs that may be queued; the run-ahead limit in regions bounds them long before."""
 
@@ -88,7 +87,6 @@ class Conductor:
         self.boundary = boundary
         self.observer = observer
         self.user = user if user is not None else UserCode()
-        self.cache = cache
         self.entries = Entries()
         self.functions = Functions()
         self.internal = internal
@@ -97,6 +95,7 @@ class Conductor:
         self.handover = Handover(self.runner, options.run_ahead)
         self.switch = SwitchInterval()
         self.anchors: dict[int, ActiveAnchor] = {}
+        self.warming = Warming(cache, self.anchors, internal)
         self.current: ActiveAnchor | None = None
         self.skeleton: Skeleton | None = None
         self.recorder: Recorder | None = None
@@ -126,11 +125,7 @@ class Conductor:
         if not self.options.no_elide:
             anchor.elisions = Elisions(self.entries, self._tell)
         anchor.eager_times = eager_times
-        if self.cache is not None:
-            cache = self.cache
-            anchor.kept = self._of_cache(lambda: cache.opened(anchor_id))
-            if anchor.kept is not None:
-                anchor.live_tapes = anchor.kept.live_tapes
+        self.warming.activated(anchor)
         self.anchors[anchor_id] = anchor
         return anchor
 
@@ -268,8 +263,7 @@ class Conductor:
         seconds = time.perf_counter() - self._region_start
         anchor.co_executed(seconds, True)
         self._paced(anchor, seconds)
-        if anchor.kept is not None and anchor.kept.due(anchor.regions["co_executed"]):
-            self._save(anchor, anchor.kept)
+        self.warming.co_executed(anchor, self._measured(anchor))
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
@@ -338,10 +332,7 @@ class Conductor:
             else:
                 anchor.outgrew()
             return
-        if trace.refused is not None and anchor.binds and not diverged:
-            # The first region of the process builds what later ones use, and may do so in ways that no step does.
-            anchor.regions["traced"] += 1
-            self._of_cache(anchor.passed_over)
+        if not diverged and self.warming.passed_over(anchor, trace):
             return
         if trace.refused is not None:
             reason, detail = trace.refused
@@ -352,13 +343,9 @@ class Conductor:
                 anchor.fell_back(reason, anchor.line, detail)
                 anchor.give_up(reason, detail)
             return
-        if not diverged and anchor.begins_warm and self._warmed(anchor, recorder):
+        if not diverged and self.warming.taken_up(anchor, recorder):
             return
-        kept = anchor.kept
-        row = self._of_cache(lambda: kept.journal.noted(trace)) if kept is not None else None
-        result = anchor.graph.merge(trace)
-        if kept is not None:
-            self._of_cache(lambda: kept.journal.merged(row, result, anchor.graph))
+        result = self.warming.merged(anchor, trace)
         if result.reset:
             anchor.retrace()
         elif recorder.calls is not None and anchor.elisions is not None:
@@ -371,70 +358,6 @@ class Conductor:
                 self._paced(anchor, seconds, not result.nothing_new)
         else:
             anchor.traced(not result.nothing_new)
-
-    # -- the cache -----------------------------------------------------------------------------------------------
-    def _of_cache(self, action: Callable[[], T]) -> T | None:
-        """Do something with the cache; a mistake of ours there ends the use of it, and nothing else."""
-        try:
-            return action()
-        except (Malformed, Misfit):
-            raise
-        except Exception as error:  # noqa: BLE001
-            self.internal("the cache", error)
-            self.cache = None
-            for anchor in self.anchors.values():
-                anchor.kept = None
-            return None
-
-    def _warmed(self, anchor: ActiveAnchor, recorder: Recorder) -> bool:
-        """Take up what another process has learned, now that a region was traced; whether that region is done with."""
-        kept, cache, trace = anchor.kept, self.cache, recorder.trace
-        assert kept is not None
-        assert cache is not None
-        journal = kept.journal
-        try:
-            warm = self._of_cache(lambda: journal.warm(trace, TraceGraph(self.options.max_nodes)))
-        except Malformed as why:
-            cache.unusable(kept, str(why))
-            return False
-        except Misfit as why:
-            # Nothing is wrong: programs are edited, and told to do other things. It will be written anew.
-            kept.started = f"no: {why}"
-            cache.loaded -= 1
-            return False
-        if warm is None:
-            anchor.regions["traced"] += 1
-            return anchor.kept is not None  # the next region will be tried
-        anchor.graph = warm.graph
-        for call, node in zip(trace.calls, warm.nodes, strict=True):
-            call.node = node
-        if anchor.elisions is not None and recorder.calls is None:
-            anchor.elisions.soon()
-        elif anchor.elisions is not None:
-            known = [
-                one for one in recorder.calls.found if all(c.node for c in trace.calls[one.first : one.last])
-            ]
-            anchor.elisions.learn(trace, known)
-        kept.started = f"{len(warm.graph)} operations known" + (
-            f", {warm.left_out} traces left out" if warm.left_out else ""
-        )
-        anchor.warm_started()
-        return True
-
-    def _save(self, anchor: ActiveAnchor, kept: Kept) -> None:
-        """Write what the anchor has learned to the cache."""
-        cache = self.cache
-        if cache is None or anchor.stage is not Stage.CO:
-            return
-        pace = anchor.pace.chosen.value if self.measures and anchor.pace.chosen is not None else None
-        about = {"line": anchor.line, "pace": pace, "live_tapes": anchor.live_tapes}
-        self._of_cache(lambda: cache.save(kept, anchor.graph, anchor.blocks, about))
-
-    def save(self) -> None:
-        """The run ends: write to the cache what is new."""
-        for anchor in self.anchors.values():
-            if anchor.kept is not None:
-                self._save(anchor, anchor.kept)
 
     # -- divergence ----------------------------------------------------------------------------------------------
     def on_divergence(self, skeleton: Skeleton, divergence: Diverge) -> Any:
@@ -524,6 +447,14 @@ class Conductor:
         self.drain()
         self.boundary.use(self.boundary.passive)
         self.switch.restore()
+
+    def save(self) -> None:
+        """The run ends: write to the cache what is new."""
+        self.warming.ended(self._measured)
+
+    def _measured(self, anchor: ActiveAnchor) -> str | None:
+        """How the anchor's regions run best, if that was measured."""
+        return anchor.pace.chosen.value if self.measures and anchor.pace.chosen is not None else None
 
     def close(self) -> None:
         """End the graph runner, and give the libraries their methods back."""

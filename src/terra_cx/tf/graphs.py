@@ -195,7 +195,10 @@ def loaded_function(definition: bytes, captures: list[Any], outputs: int) -> Com
             raise ValueError(f"a block holds {node.op}")
     if len(function.signature.output_arg) != outputs:
         raise ValueError("a block has other outputs")
-    return CompiledFunction(_Registered(function), captures, outputs)
+    try:
+        return CompiledFunction(_Registered(function), captures, outputs)
+    except native.OpError as error:
+        raise ValueError(f"no function: {error}") from None
 
 
 class GraphBuilder:
