@@ -48,6 +48,9 @@ def test_all_from_the_environment(tmp_path):
         "TERRA_SYNC_ERRORS": "ON",
         "TERRA_DISABLE": "0",
         "TERRA_MAX_NODES": "10",
+        "TERRA_CACHE": "kept",
+        "TERRA_CACHE_READONLY": "on",
+        "TERRA_CACHE_LIMIT": "7",
         "TERRA_TRACEBACK": "full",  # no setting, but not unknown either
         "OTHER": "x",
     }
@@ -60,6 +63,9 @@ def test_all_from_the_environment(tmp_path):
         watchdog=0.5,
         sync_errors=True,
         max_nodes=10,
+        cache=Path("kept"),
+        cache_readonly=True,
+        cache_limit=7,
     )
 
 

@@ -38,14 +38,14 @@ def recording():
         boundary.remove()
 
 
-def trace(function, *args):
-    """Record ``function(*args)`` as a region; its trace. The result is kept in ``trace.last``.
+def trace(function, *args, **kwargs):
+    """Record ``function(*args, **kwargs)`` as a region; its trace. The result is kept in ``trace.last``.
 
     How long Python was busy between ops is forgotten: it depends on the machine, and blocks are cut by it.
     """
     with recording() as recorder:
         recorder.observer.start(id(sys._getframe()))
-        trace.last = function(*args)
+        trace.last = function(*args, **kwargs)
     assert recorder.trace.refused is None, recorder.trace.refused
     recorder.trace.gaps.clear()
     return recorder.trace

@@ -2,7 +2,7 @@
 
 `terra-cx run` is terra-run, `terra-cx graph` shows what was traced, `terra-cx check` compares with plain eager,
 `terra-cx bench` times, `terra-cx explain` says what holds a program back, `terra-cx diff` what got slower, `terra-cx
-doctor` whether terra-cx works here.
+doctor` whether terra-cx works here, `terra-cx cache` what is kept for later runs.
 
 A command is a function that takes the words behind its name and returns an exit status, and an entry in
 `COMMANDS`. argparse sees the command's name only: the rest is the command's, which may hand most of it on
@@ -111,6 +111,13 @@ def doctor(words: Sequence[str]) -> int:
     return command.main(words)
 
 
+def cache(words: Sequence[str]) -> int:
+    """`terra-cx cache`: what is kept for later runs, and emptying it."""
+    from terra_cx.cache import command
+
+    return command.main(words)
+
+
 COMMANDS = {
     "run": Command(run, "run a program co-executed; the same as terra-run"),
     "graph": Command(graph, "run a program and print the graph of what it did"),
@@ -118,5 +125,6 @@ COMMANDS = {
     "bench": Command(bench, "time programs in eager, tf.function, XLA, lazily and co-executed"),
     "explain": Command(explain, "which line holds a program back, and what to change"),
     "diff": Command(diff, "compare two runs: what got slower, and why"),
+    "cache": Command(cache, "what is kept for later runs: show it, or empty it"),
     "doctor": Command(doctor, "versions, processors, threads, and a self-test: does terra-cx work here?"),
 }

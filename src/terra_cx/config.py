@@ -109,6 +109,9 @@ class Options:
     no_elide: bool = False
     disable: bool = False
     max_nodes: int = 20000
+    cache: Path | None = None
+    cache_readonly: bool = False
+    cache_limit: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,11 @@ SETTINGS: dict[str, Setting] = {
         Setting("no_elide", _flag, "run the Python of all library calls"),
         Setting("disable", _flag, "turn everything off"),
         Setting("max_nodes", _whole(1), "bound on the nodes of one loop's TraceGraph", "N"),
+        Setting(
+            "cache", _path("directory"), "keep in DIR what is learned, and begin with what is there", "DIR"
+        ),
+        Setting("cache_readonly", _flag, "write nothing into the cache"),
+        Setting("cache_limit", _whole(1), "most megabytes that the cache may take", "MB"),
     )
 }
 

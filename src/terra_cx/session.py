@@ -38,6 +38,7 @@ from terra_cx.observe.originals import Originals
 from terra_cx.report.record import Record, blank
 
 if TYPE_CHECKING:
+    from terra_cx.cache.warm import WarmStart
     from terra_cx.profile.profiler import Profiler
     from terra_cx.run.conductor import Conductor
     from terra_cx.trace.surveyor import Surveyor
@@ -131,6 +132,11 @@ class Session:
         """Whether a probe is being answered: one that comes meanwhile, from a profiler say, is ignored."""
         self._marked: dict[tuple[CodeType, int], int] = {}
         self._record: Record | None = None
+        self._cache: WarmStart | None = None
+        if options.cache is not None and options.mode in ("co", "lazy"):
+            from terra_cx.cache.warm import WarmStart
+
+            self._cache = WarmStart(options, self.table, self._tell)
 
     # -- life ------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -180,6 +186,8 @@ class Session:
         self._started = False
         if _current is self:
             _current = None
+        if self.conductor is not None and not self._broken:
+            self.conductor.save()
         self._record = self.report()
         names.put()
         self.inplace.restore()
@@ -228,6 +236,8 @@ class Session:
         """Nothing is hot yet: count."""
         counts = self._counts
         counts[anchor_id] += 1
+        if self._cache is not None and self._is_cached(anchor_id, sys._getframe(1)):
+            return
         if counts[anchor_id] < _WARM or anchor_id not in self.table:
             return
         if (
@@ -239,30 +249,55 @@ class Session:
             self._guarded(self._begin_survey, anchor_id, sys._getframe(1))
 
     def _begin_survey(self, anchor_id: int, frame: FrameType) -> None:
-        from terra_cx.observe.statements import StatementObserver
-        from terra_cx.run.conductor import Conductor
-        from terra_cx.tf.boundary import Boundary
         from terra_cx.tf.native import REAL
         from terra_cx.trace.regions import Survey
         from terra_cx.trace.surveyor import Surveyor
 
         if not REAL["TFE_Py_TapeSetIsEmpty"]():
             return  # tapes opened before would be missed; the next visit will do
+        conductor = self._installed()
+        self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
+        self._surveyed = self._barren = 0
+        self._survey_start = time.perf_counter()
+        conductor.boundary.use(self._surveyor)
+        names.put_probe(self._survey_probe)
+        self._survey(anchor_id, frame)
+
+    def _installed(self) -> Conductor:
+        """The conductor, its hooks in place."""
+        from terra_cx.observe.statements import StatementObserver
+        from terra_cx.run.conductor import Conductor
+        from terra_cx.tf.boundary import Boundary
+
         if self.conductor is None:
-            boundary = Boundary()
+            observer = StatementObserver(self.user, self.table)
             self.conductor = Conductor(
-                self.options, boundary, StatementObserver(self.user, self.table), self._internal, self.user
+                self.options, Boundary(), observer, self._internal, self.user, self._cache
             )
             self.conductor.on_region = self.on_region
             if self.profiled:
                 self._watch(self.conductor)
         self.conductor.boundary.install()
-        self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
-        self._surveyed = self._barren = 0
-        self._survey_start = time.perf_counter()
-        self.conductor.boundary.use(self._surveyor)
-        names.put_probe(self._survey_probe)
-        self._survey(anchor_id, frame)
+        return self.conductor
+
+    def _is_cached(self, anchor_id: int, frame: FrameType) -> bool:
+        """Whether the cache knows an anchor that is visited; then it is active from here on."""
+        if threading.get_ident() != self.owner or self._inside or self._broken or not _tensorflow_ready():
+            return False
+        before = self.conductor.anchors.keys() if self.conductor is not None else ()
+        if anchor_id in before or anchor_id not in self.table:
+            return False
+        self._guarded(self._take_up, anchor_id, frame)
+        return self.conductor is not None and anchor_id in self.conductor.anchors
+
+    def _take_up(self, anchor_id: int, frame: FrameType) -> None:
+        from terra_cx.tf.native import REAL
+
+        cache = self._cache
+        if cache is None or not cache.knows(anchor_id, frame.f_code) or not REAL["TFE_Py_TapeSetIsEmpty"]():
+            return
+        self._installed()
+        self._activate(anchor_id, frame)
 
     def _watch(self, conductor: Conductor) -> None:
         """Profile what this conductor does; if that fails, there will be no profile."""
@@ -282,6 +317,8 @@ class Session:
             self._surveyor = None
             names.put_probe(self._active_probe)
             self._guarded(self.conductor.visit, self.conductor.anchors[anchor_id], sys._getframe(1))
+            return
+        if self._cache is not None and self._is_cached(anchor_id, sys._getframe(1)):
             return
         self._guarded(self._survey, anchor_id, sys._getframe(1))
 
@@ -348,6 +385,8 @@ class Session:
         if anchor is not None:
             self._foreign.clear()
             self._guarded(conductor.visit, anchor, frame)
+        elif self._cache is not None and self._is_cached(anchor_id, frame):
+            self._foreign.clear()
         elif conductor.recorder is None and conductor.skeleton is not None:
             if len(conductor.visits) < _MOST_VISITS:
                 conductor.visits.append((anchor_id, id(frame), frame.f_code))
@@ -439,6 +478,10 @@ class Session:
         if self.conductor is not None:
             self.conductor.abandon()
 
+    @staticmethod
+    def _tell(line: str) -> None:
+        sys.stderr.write(f"terra-cx: {line}\n")
+
     def _internal(self, what: str, error: BaseException) -> None:
         """Count a failure of ours and say so once."""
         self.internal_errors += 1
@@ -473,6 +516,8 @@ class Session:
         if main is not None:
             eager, co = main.step_ms()
             record["step_ms"] = {"eager": eager, "co": co}
+        if self._cache is not None:
+            record["cache"] = self._cache.as_dict()
         record["overlap"] = conductor.overlap()
         record["runner"] = conductor.statistics()
         record["levels"] = conductor.levels()

@@ -313,6 +313,17 @@ def test_exceptions_and_finally() -> None:
     ]
 
 
+def test_without_lines_paths_are_known_and_nothing_is_traced() -> None:
+    observer = StatementObserver(only_programs())
+    observer.start(0, lines=False)
+    try:
+        assert sys.gettrace() is None
+        assert observer.locate(sys._getframe()).path == ()
+    finally:
+        observer.stop()
+    assert not observer.on
+
+
 def test_no_user_frame() -> None:
     observer = StatementObserver(only_programs())
     observer.start(0)

@@ -42,6 +42,18 @@ def test_the_fastest_is_chosen(overlapped, turns, eager, best):
     assert pace.ms(EAGER) == pytest.approx(1000 * eager)
 
 
+@pytest.mark.parametrize("manner", [OVERLAPPED, TURNS])
+def test_what_another_process_has_measured_holds_until_a_choice_is_due(manner):
+    pace = Pace()
+    pace.resume(manner)
+    assert not pace.measuring
+    seconds = {OVERLAPPED: 1.0, TURNS: 2.0, EAGER: 9.0}
+    assert set(live(pace, seconds, AGAIN)) == {manner}
+    live(pace, seconds, 200)
+    assert pace.chosen is OVERLAPPED
+    assert pace.ms(TURNS) == pytest.approx(2000.0)
+
+
 def test_what_happens_now_and_then_does_not_decide():
     """A long evaluation falls into the windows of the faster manner."""
     pace = Pace()

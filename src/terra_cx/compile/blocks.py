@@ -128,6 +128,9 @@ class Block:
     """Dispatch at once when validated to its end (Python is busy afterwards), rather than at the next event."""
     positions: int = 0
     lowered: Any = None
+    """Its graph (`lowering.Lowered`); None as long as nobody needs it, if `prepared` has told the rest."""
+    prepared: Any = None
+    """What another process has found out about it (`lowering.Prepared`), as long as its function was not compared."""
     variants: dict[frozenset[int], Any] = field(default_factory=dict)
     forms: dict[Level, Any] = field(default_factory=dict)
     """As `lowered`, for the levels above `exact` that were tried."""

@@ -15,6 +15,8 @@ and with the guards which ops may fail.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from terra_cx.compile.blocks import Block, Cut, FlatOp, Step
@@ -22,8 +24,14 @@ from terra_cx.levels import Level
 from terra_cx.tf.graphs import CompiledFunction, GraphBuilder, known_to_xla
 from terra_cx.tf.opdefs import Kind, fallible
 
-__all__ = ["Lowered", "function_at", "function_of", "lower"]
+__all__ = ["CUTS", "Lowered", "Prepared", "function_at", "function_of", "lower", "prepare"]
 
+_LATE_DRAW = "a draw follows an op that may fail"
+_LATE_GRADIENT = "a gradient follows an effect's result"
+_LATE_WRITE = "a write that may be refused follows another"
+_TAINTED = "an effect's result feeds a fallible op"
+CUTS = frozenset({_LATE_DRAW, _LATE_GRADIENT, _LATE_WRITE, _TAINTED})
+"""Why lowering ends a block."""
 _INTEGERS = frozenset({3, 9, 10, 6, 4, 5, 17, 22, 23})
 
 
@@ -38,6 +46,33 @@ class Lowered:
         self.control = control
         self.whole = whole
         """Whether XLA is to compile all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What lowering has told of a block in another process.
+
+    ``unknown`` are the flat outputs whose shape only the value tells, ``fallible`` has an entry per flat op. ``load``
+    makes the function that returns ``outputs``; it raises ValueError if that is not possible.
+    """
+
+    unknown: frozenset[int]
+    fallible: tuple[bool, ...]
+    barriers: bool
+    outputs: frozenset[int]
+    load: Callable[[], CompiledFunction]
+
+
+def prepare(block: Block, prepared: Prepared) -> None:
+    """As `lower`, by what is known; the graph itself is built when it is needed."""
+    for step in block.steps:
+        for index, spec in enumerate(step.specs):
+            if step.base + index in prepared.unknown:
+                spec.shape = None
+    for op, may_fail in zip(block.ops, prepared.fallible, strict=True):
+        op.fallible = may_fail
+    block.barriers, block.outputs, block.prepared = prepared.barriers, prepared.outputs, prepared
+    block.first_fallible = next((index for index, op in enumerate(block.ops) if op.fallible), None)
 
 
 def lower(block: Block) -> None:
@@ -142,7 +177,7 @@ class _Order:
     def draw(self) -> None:
         """A random draw: made before the block, so an op that fails before it would have drawn too much."""
         if self._fallible or self._refusable is not None:
-            raise _Contradiction("a draw follows an op that may fail")
+            raise _Contradiction(_LATE_DRAW)
 
     def gradient(self) -> None:
         """A gradient: it would be allowed where none of its ops that may fail depends on an effect.
@@ -151,7 +186,7 @@ class _Order:
         steps instead of 16, each compiled and verified).
         """
         if self._tainted:
-            raise _Contradiction("a gradient follows an effect's result")
+            raise _Contradiction(_LATE_GRADIENT)
 
     def add(self, op: FlatOp, operation: Any) -> None:
         """Note an op that has been put into the graph."""
@@ -159,7 +194,7 @@ class _Order:
         if op.kind is Kind.WRITE:
             if op.fallible:
                 if self._writes:
-                    raise _Contradiction("a write that may be refused follows another")
+                    raise _Contradiction(_LATE_WRITE)
                 self._refusable = operation
             self._writes.append(operation)
             for handle in handles:
@@ -171,7 +206,7 @@ class _Order:
         )
         if op.tainted:
             if op.fallible:
-                raise _Contradiction("an effect's result feeds a fallible op")
+                raise _Contradiction(_TAINTED)
             self._tainted.update(range(op.base, op.base + len(op.specs)))
         for handle in handles:
             self._reads.setdefault(handle, []).append(operation)
@@ -228,7 +263,15 @@ def _claim_shapes(block: Block, lowered: Lowered) -> None:
 def function_of(block: Block, outputs: frozenset[int]) -> CompiledFunction:
     """The compiled function of ``block`` that returns ``outputs`` (flat, in ascending order), made on first use."""
     made: CompiledFunction | None = block.variants.get(outputs)
+    prepared: Prepared | None = block.prepared
+    if made is None and prepared is not None and prepared.outputs == outputs:
+        try:
+            made = block.variants[outputs] = prepared.load()
+        except ValueError:
+            block.prepared = None  # it is made here
     if made is None:
+        if block.lowered is None:
+            block.lowered = _lower(block)
         lowered: Lowered = block.lowered
         symbols = [lowered.symbols[flat] for flat in sorted(outputs)]
         made = lowered.builder.finish(symbols, lowered.control)

@@ -130,6 +130,17 @@ class AnchorTable:
         """What an instrumented code object was made from; other code as it is."""
         return self._originals.get(id(code), (code, code))[1]
 
+    def instrumented(self) -> list[types.CodeType]:
+        """All code objects that were instrumented, or that hold such code."""
+        return [new for new, _ in list(self._originals.values())]
+
+    def code(self, anchor_id: int) -> types.CodeType | None:
+        """The instrumented code that an anchor is in; None for one that no probe stands for."""
+        for places in list(self._places.values()):
+            if places.function == anchor_id or anchor_id in places.loops:
+                return places.code
+        return None
+
     def covers(self, anchor_id: int, offset: int) -> bool:
         """Whether a frame of the anchor's code that is at byte `offset` (its `f_lasti`) is in that loop.
 

@@ -79,13 +79,19 @@ class StatementObserver:
         self.on = False
 
     # -- tracing ---------------------------------------------------------------------------------------------
-    def start(self, anchor_frame: int) -> None:
-        """Observe from here on; `anchor_frame` is the `id` of the frame that the region began in, or 0."""
+    def start(self, anchor_frame: int, *, lines: bool = True) -> None:
+        """Observe from here on; `anchor_frame` is the `id` of the frame that the region began in, or 0.
+
+        Without ``lines`` nothing is traced: call paths and loops are known, and the numbers of ops within their
+        statement are not, nor how many user functions were called.
+        """
         self.stop()
         self._anchor_frame = anchor_frame
         self._calls = 0
         self._previous = sys.gettrace()
         self.on = True
+        if not lines:
+            return
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if self._user.owns(frame.f_code) and not isinstance(frame.f_trace, _Local):

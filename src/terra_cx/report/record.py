@@ -14,8 +14,11 @@ Keys of version 1:
 | `fallbacks` | list of `{reason, line, at, count, seconds, detail, differences}`; `line` reads `train.py:12`, `at` |
 | | has the whole path; `detail` says what was new when it happened first |
 | `differences` | list of `{what, op, where, new, known, lines, count}`: up to eight kinds (`run.differences`) |
-| `anchors` | list of `{line, state, nodes, blocks, given_up, manner, manner_ms}`; `given_up` is the reason or null; |
+| `anchors` | list of `{line, state, nodes, blocks, given_up, manner, manner_ms, warm_start}`; `given_up` is the |
+| | reason or null; `warm_start` how an entry of the cache was taken up, or null; |
 | | `manner` is how its regions run as measured, overlapped or in turns, null before; `manner_ms` the measurements |
+| `cache` | `{folder, readonly, loaded, saved, problems}`: entries taken up and written, and how often something |
+| | was wrong with a file or the folder; only if there is one |
 | `levels` | `{asked, blocks, measured, refused}`: the level asked for; how many blocks run at which, or op by op; |
 | | with `auto`, list of `{line, picked, over, exact_ms, relative}`; list of |
 | | `{reason, level, line, at, detail, count}`, why blocks run lower than asked for; null if no step was found |

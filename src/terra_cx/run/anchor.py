@@ -11,8 +11,9 @@ from enum import Enum
 from statistics import median
 from typing import Any
 
+from terra_cx.cache.warm import Kept
 from terra_cx.compile.blocks import Block, build_block
-from terra_cx.compile.lowering import lower
+from terra_cx.compile.lowering import lower, prepare
 from terra_cx.reasons import Reason
 from terra_cx.run.differences import Difference
 from terra_cx.run.elisions import Elisions
@@ -98,6 +99,8 @@ class ActiveAnchor:
     """Traced regions in a row that had more ops than may be traced."""
     elisions: Elisions | None = None
     """The library calls that may be elided in its regions."""
+    kept: Kept | None = None
+    """What a cache holds of it, if there is one."""
     live_tapes: str | None = None
     """Why the gradients of its regions are taken op by op (`run.live_skeleton`), if they are."""
     given_up: str | None = None
@@ -120,10 +123,22 @@ class ActiveAnchor:
             if block.built_from == block.revisions:
                 self._versions[node] = version
                 return block
-        block = build_block(self.graph, node, self.next_uid(), lower)
+        block = build_block(self.graph, node, self.next_uid(), self._lower)
         self._blocks[node] = block
         self._versions[node] = version
         return block
+
+    def _lower(self, block: Block) -> None:
+        """Lower a block, or take over what a cache has of it.
+
+        Raises:
+            Cut: the block must be shorter.
+        """
+        prepared = None if self.kept is None else self.kept.journal.prepared(block)
+        if prepared is None:
+            lower(block)
+        else:
+            prepare(block, prepared)
 
     @property
     def blocks(self) -> list[Block]:
@@ -150,6 +165,20 @@ class ActiveAnchor:
             self._prepare()
         elif self.unsettled >= MAX_UNSETTLED:
             self.give_up(Reason.UNSETTLED, f"{self.unsettled} traced regions in a row each did something new")
+
+    def warm_started(self) -> None:
+        """The TraceGraph is known from another process; the region that was traced has bound it."""
+        self.regions["traced"] += 1
+        self.stage = Stage.CO
+        assert self.kept is not None
+        if self.kept.pace is not None:
+            self.pace.resume(Manner(self.kept.pace))
+        self._prepare()
+
+    @property
+    def binds(self) -> bool:
+        """Whether the region that will be traced is meant for nothing else than that."""
+        return self.kept is not None and self.kept.journal.untried
 
     def outgrew(self) -> None:
         """A traced region had too many ops. Once may be an evaluation within; twice in a row it is the step."""
@@ -200,6 +229,8 @@ class ActiveAnchor:
     def go_live(self, reason: Reason, detail: str) -> None:
         """Learn the step anew, with live tapes."""
         self.live_tapes = f"{reason}: {detail}"
+        if self.kept is not None:
+            self.kept.journal.restart()
         self.graph = TraceGraph(self.graph.max_nodes)
         self.retrace()
 
@@ -225,7 +256,7 @@ class ActiveAnchor:
         As measured where the pace was chosen. Before that, the median of co-executed regions; and of the few eager
         ones at the start, which pay first-call costs, the fastest.
         """
-        if self.pace.chosen in (Manner.OVERLAPPED, Manner.TURNS):
+        if self.pace.seconds and self.pace.chosen in (Manner.OVERLAPPED, Manner.TURNS):
             return self.pace.ms(Manner.EAGER), self.pace.ms(self.pace.chosen)
         co = list(self.co_times)[5:] or list(self.co_times)
         return (min(self.eager_times) * 1e3 if self.eager_times else None, median(co) * 1e3 if co else None)
@@ -240,6 +271,7 @@ class ActiveAnchor:
             "live_tapes": self.live_tapes,
             "elisions": None if self.elisions is None else self.elisions.as_dict(),
             "given_up": self.given_up,
+            "warm_start": None if self.kept is None else self.kept.started,
             "manner": self.pace.chosen.value if self.pace.chosen is not None else None,
             "manner_ms": {manner.value: self.pace.ms(manner) for manner in self.pace.seconds},
         }

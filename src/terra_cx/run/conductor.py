@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from terra_cx.cache.warm import WarmStart
 from terra_cx.config import Options
 from terra_cx.elide.entries import Entries
 from terra_cx.elide.functions import Functions
@@ -31,6 +32,7 @@ from terra_cx.run.pace import Manner
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
 from terra_cx.run.uninterrupted import Uninterrupted
+from terra_cx.run.warming import Warming
 from terra_cx.tf import native
 from terra_cx.tf.boundary import Boundary
 from terra_cx.tf.native import REAL
@@ -47,8 +49,8 @@ _QUEUE = 256
 class Observer(Protocol):
     """What ties ops to user statements (`observe.statements.StatementObserver`)."""
 
-    def start(self, anchor_frame: int) -> None:
-        """Observe from here on."""
+    def start(self, anchor_frame: int, *, lines: bool = True) -> None:
+        """Observe from here on; without ``lines`` only call paths and loops."""
 
     def stop(self) -> None:
         """Stop observing."""
@@ -79,6 +81,7 @@ class Conductor:
         observer: Observer,
         internal: Callable[[str, BaseException], None],
         user: UserCode | None = None,
+        cache: WarmStart | None = None,
     ):
         self.options = options
         self.boundary = boundary
@@ -92,6 +95,7 @@ class Conductor:
         self.handover = Handover(self.runner, options.run_ahead)
         self.switch = SwitchInterval()
         self.anchors: dict[int, ActiveAnchor] = {}
+        self.warming = Warming(cache, self.anchors, internal)
         self.current: ActiveAnchor | None = None
         self.skeleton: Skeleton | None = None
         self.recorder: Recorder | None = None
@@ -121,6 +125,7 @@ class Conductor:
         if not self.options.no_elide:
             anchor.elisions = Elisions(self.entries, self._tell)
         anchor.eager_times = eager_times
+        self.warming.activated(anchor)
         self.anchors[anchor_id] = anchor
         return anchor
 
@@ -217,7 +222,8 @@ class Conductor:
             )
         with Uninterrupted():
             self.recorder = recorder
-            self.observer.start(self._frame)
+            # What is only laid beside stored traces need not be known by the line, and is traced in half the time.
+            self.observer.start(self._frame, lines=self.skeleton is not None or not anchor.binds)
             self.boundary.watch_reads(recorder.fetched)
             self.boundary.use(recorder)
         return recorder
@@ -257,6 +263,7 @@ class Conductor:
         seconds = time.perf_counter() - self._region_start
         anchor.co_executed(seconds, True)
         self._paced(anchor, seconds)
+        self.warming.co_executed(anchor, self._measured(anchor))
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
@@ -325,6 +332,8 @@ class Conductor:
             else:
                 anchor.outgrew()
             return
+        if not diverged and self.warming.passed_over(anchor, trace):
+            return
         if trace.refused is not None:
             reason, detail = trace.refused
             anchor.regions["traced"] += 1
@@ -334,7 +343,9 @@ class Conductor:
                 anchor.fell_back(reason, anchor.line, detail)
                 anchor.give_up(reason, detail)
             return
-        result = anchor.graph.merge(trace)
+        if not diverged and self.warming.taken_up(anchor, recorder):
+            return
+        result = self.warming.merged(anchor, trace)
         if result.reset:
             anchor.retrace()
         elif recorder.calls is not None and anchor.elisions is not None:
@@ -436,6 +447,14 @@ class Conductor:
         self.drain()
         self.boundary.use(self.boundary.passive)
         self.switch.restore()
+
+    def save(self) -> None:
+        """The run ends: write to the cache what is new."""
+        self.warming.ended(self._measured)
+
+    def _measured(self, anchor: ActiveAnchor) -> str | None:
+        """How the anchor's regions run best, if that was measured."""
+        return anchor.pace.chosen.value if self.measures and anchor.pace.chosen is not None else None
 
     def close(self) -> None:
         """End the graph runner, and give the libraries their methods back."""

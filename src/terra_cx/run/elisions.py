@@ -21,6 +21,9 @@ _MOST = 4096
 """Receivers and methods; a program with more makes new ones all the time."""
 _EVERY = 1024
 """Calls from one comparison to the next, once it has been compared often."""
+_SHOWN = 3
+"""Regions after which calls are noted where tracing was not needed. (In the first region it would take several times as
+long as there, for that is when layers and optimizers build what they need.)"""
 _ALTERNATIVES = 8
 """Kinds of one call that are kept: with ``training`` and without, with a last, smaller batch."""
 
@@ -73,6 +76,11 @@ class Elisions:
         self._stale = False
         self._wait = self._distance = 2 * self._distance
         return True
+
+    def soon(self) -> None:
+        """The TraceGraph is known, no call is: have them noted once a few regions have shown that it holds."""
+        self._stale = True
+        self._wait = _SHOWN
 
     def learn(self, trace: Trace, found: Iterable[LibraryCall]) -> None:
         """Take over what a trace has noted; it has been merged."""

@@ -260,12 +260,16 @@ class GraphRunner:
             after.restore()
             self.statistics.compile_seconds += time.perf_counter() - start
         self.statistics.variants += 1
+        prepared, block.prepared = block.prepared, None
         if good:
             self.leveling.starts_from(block, outputs, function)
             return
         self.statistics.mismatches += 1
         block.variants.clear()
-        if block.barriers:
+        if prepared is not None:
+            block.barriers = False
+            lower(block)  # it came from a cache: made here it may be right
+        elif block.barriers:
             block.eager = "its compiled form differs from eager"
         else:
             block.barriers = True

@@ -66,6 +66,12 @@ class Pace:
         """Whether regions are being timed, to choose how later ones run."""
         return bool(self._windows)
 
+    def resume(self, manner: Manner) -> None:
+        """Begin with what was chosen in another process; it is measured again when a choice is due."""
+        self.manner = self.chosen = manner
+        self._windows = []
+        self._rest = self._interval
+
     def ended(self, seconds: float, disturbed: bool) -> None:
         """A region ended.
 

@@ -19,7 +19,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tensorflow.core.framework import attr_value_pb2
+from google.protobuf import message as protobuf
+from tensorflow.core.framework import attr_value_pb2, function_pb2
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.eager.polymorphic_function import atomic_function
 from tensorflow.python.framework import constant_op, dtypes, func_graph, op_def_library, ops
@@ -27,10 +28,10 @@ from tensorflow.python.ops import array_ops, gen_math_ops
 
 from terra_cx.levels import Level
 from terra_cx.tf import native
-from terra_cx.tf.opdefs import arg_layout, attr_pairs
+from terra_cx.tf.opdefs import Kind, arg_layout, attr_pairs, classify
 from terra_cx.tf.slots import Spec
 
-__all__ = ["CompiledFunction", "GraphBuilder", "known_to_xla"]
+__all__ = ["CompiledFunction", "GraphBuilder", "known_to_xla", "loaded_function"]
 
 _names = itertools.count()
 _execute = native.REAL["TFE_Py_Execute"]
@@ -104,6 +105,16 @@ class CompiledFunction:
         self._seconds: dict[str, float] = {}
         self._use(self.executor)
 
+    @property
+    def captures(self) -> list[Any]:
+        """The tensors that were bound when it was made; its last inputs."""
+        return self._captures
+
+    def definition(self) -> bytes:
+        """The function as a serialised ``FunctionDef``."""
+        data: bytes = native.context().get_function_def(self.name).SerializeToString()
+        return data
+
     def __call__(self, feeds: list[Any]) -> list[Any]:
         """Run the function.
 
@@ -143,6 +154,51 @@ class CompiledFunction:
     def _use(self, executor: str) -> None:
         self.executor = executor
         self._attrs = ("executor_type", executor, "config_proto", self._config)
+
+
+class _Registered:
+    """A function of which only the definition is there; it is removed from the context with this object."""
+
+    def __init__(self, definition: function_pb2.FunctionDef) -> None:
+        self.name = definition.signature.name = f"__terra_block_{next(_names)}"
+        self._context = native.context()
+        self._context.add_function_def(definition)
+
+    def __del__(self) -> None:
+        try:
+            self._context.remove_function(self.name)
+        except (AttributeError, TypeError):
+            pass  # the interpreter ends, and TensorFlow's modules are gone
+
+
+_STRUCTURE = frozenset({"Placeholder", "Identity", "Const", "NoOp"})
+"""What a block's graph holds beside the program's ops."""
+
+
+def loaded_function(definition: bytes, captures: list[Any], outputs: int) -> CompiledFunction:
+    """A function made of what `CompiledFunction.definition` of another process gave.
+
+    Args:
+        definition: that.
+        captures: the tensors to bind, in the order of the other's `captures`.
+        outputs: how many it returns.
+
+    Raises:
+        ValueError: it is no definition, or holds an op that no block holds, with effects outside TensorFlow say.
+    """
+    try:
+        function = function_pb2.FunctionDef.FromString(definition)
+    except protobuf.DecodeError as error:
+        raise ValueError(f"no function: {error}") from None
+    for node in function.node_def:
+        if node.op not in _STRUCTURE and classify(node.op) not in (Kind.PURE, Kind.READ, Kind.WRITE):
+            raise ValueError(f"a block holds {node.op}")
+    if len(function.signature.output_arg) != outputs:
+        raise ValueError("a block has other outputs")
+    try:
+        return CompiledFunction(_Registered(function), captures, outputs)
+    except native.OpError as error:
+        raise ValueError(f"no function: {error}") from None
 
 
 class GraphBuilder:
