@@ -17,6 +17,7 @@ from terra_cx.reasons import Reason
 from terra_cx.run.differences import Difference
 from terra_cx.run.elisions import Elisions
 from terra_cx.run.pace import Manner, Pace
+from terra_cx.trace.keys import FORMS
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["ActiveAnchor", "Fallback", "Stage"]
@@ -100,6 +101,8 @@ class ActiveAnchor:
     """The library calls that may be elided in its regions."""
     live_tapes: str | None = None
     """Why the gradients of its regions are taken op by op (`run.live_skeleton`), if they are."""
+    relaxed: str | None = None
+    """Why its blocks are for tensors of all sizes, if they are."""
     given_up: str | None = None
     regions: Counter[str] = field(default_factory=Counter)
     fallbacks: dict[tuple[Reason, str], Fallback] = field(default_factory=dict)
@@ -200,7 +203,17 @@ class ActiveAnchor:
     def go_live(self, reason: Reason, detail: str) -> None:
         """Learn the step anew, with live tapes."""
         self.live_tapes = f"{reason}: {detail}"
-        self.graph = TraceGraph(self.graph.max_nodes)
+        self.graph = TraceGraph(self.graph.max_nodes, relaxed=self.relaxed is not None)
+        self.retrace()
+
+    def relax(self, op: str, line: str) -> None:
+        """Learn the step anew, for tensors of all sizes; gradients, which look at sizes, are then taken op by op."""
+        rolled = self.graph.rolled
+        self.relaxed = f"{Reason.NEW_SHAPE}: {op} at {line} has more than {FORMS} shapes"
+        self.live_tapes = self.live_tapes or self.relaxed
+        self.graph = TraceGraph(self.graph.max_nodes, relaxed=True)
+        self.graph.rolled.update(rolled)
+        self.unsettled = 0
         self.retrace()
 
     def fell_back(self, reason: Reason, line: str, detail: str | Difference) -> Fallback:
@@ -238,6 +251,7 @@ class ActiveAnchor:
             "nodes": len(self.graph),
             "blocks": len(self._blocks),
             "live_tapes": self.live_tapes,
+            "relaxed": self.relaxed,
             "elisions": None if self.elisions is None else self.elisions.as_dict(),
             "given_up": self.given_up,
             "manner": self.pace.chosen.value if self.pace.chosen is not None else None,

@@ -7,6 +7,7 @@ thread, at anchor visits or inside a divergence.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import threading
 import time
@@ -201,7 +202,8 @@ class Conductor:
 
     def _record(self, anchor: ActiveAnchor) -> Recorder:
         live = anchor.live_tapes is not None
-        recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live)
+        relaxed = anchor.graph.relaxed
+        recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live, relaxed=relaxed)
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
         # Not in the first trace, whose calls may still build what they need, nor in the rest of a region that diverged.
@@ -335,7 +337,10 @@ class Conductor:
                 anchor.give_up(reason, detail)
             return
         result = anchor.graph.merge(trace)
-        if result.reset:
+        if result.outgrown is not None:
+            site = result.outgrown.site
+            anchor.relax(result.outgrown.op, f"{os.path.basename(site.filename)}:{site.line}")
+        elif result.reset:
             anchor.retrace()
         elif recorder.calls is not None and anchor.elisions is not None:
             anchor.elisions.learn(trace, recorder.calls.found)

@@ -205,6 +205,13 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
 
     for run in log.runs:
         for step in run.block.steps[: run.pos]:
+            if step.kind is Kind.DERIVED:
+                for out, slot in enumerate(run.slots[step.base : step.base + len(step.specs)]):
+                    value = slot.value  # type: ignore[union-attr]  # it was made with the step
+                    made = Known(value, Local(run.start + step.position, out))
+                    externals[id(value)] = recorder.adopt(value, made)
+    for run in log.runs:
+        for step in run.block.steps[: run.pos]:
             recorder.trace.calls.append(_call(run, step, ref_of, known))
             if step.kind is Kind.KNOWN:
                 for out, value in enumerate(step.values):

@@ -51,6 +51,8 @@ class Kind(Enum):
     """Runs on the owner thread at once: the next element of an iterator, which no pending op can influence."""
     KNOWN = "known"
     """Its inputs are guarded by value, so the recorded result is the answer."""
+    DERIVED = "derived"
+    """A small op of shapes and values that Python holds, and that differ from step to step: done at once by the owner."""
     GRADIENT = "gradient"
     """A whole ``tape.gradient`` call: a function of the validated ops and tape events."""
 

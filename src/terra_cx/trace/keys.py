@@ -9,6 +9,10 @@ at each of them, and every block would end there. Hence the context: a place at 
 dtypes, shapes) were seen tells which way a trace has come. Shortly before another such place a key's node is one for
 this way only; elsewhere ways join. A branch of the program has places of its own on each arm and makes no context, so
 that k branches still cost on the order of k nodes.
+
+Where shapes go on changing, each would be traced and compiled on its own for ever. So forms are counted by place, and
+after `FORMS` shapes of one op the graph is to be *relaxed* (`Keys.outgrown`): keys then have ranks in the place of
+shapes, and the node remembers which of its dimensions were seen to differ (`trace.tracegraph`).
 """
 
 from __future__ import annotations
@@ -20,12 +24,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from terra_cx.tf.opdefs import Kind, lasting_attrs
+from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Call, Resource
 
-__all__ = ["Key", "Keys", "freeze"]
+__all__ = ["FORMS", "Key", "Keys", "freeze"]
 
 _NEAR = 32
 """Calls. Ways are kept apart where they would part again within so many."""
+FORMS = 8
+"""Shapes of one op at one place that are known each on its own; with a further one, shapes are relaxed."""
 
 
 class Key(NamedTuple):
@@ -40,10 +47,16 @@ class Keys:
 
     Args:
         rolled: the loops whose iterations share nodes.
+        relaxed: whether ops are known by their ranks, not by their shapes.
     """
 
-    def __init__(self, rolled: Collection[int]) -> None:
+    def __init__(self, rolled: Collection[int], relaxed: bool = False) -> None:
         self._rolled = rolled
+        self._relaxed = relaxed
+        self._shapes: defaultdict[Any, set[Any]] = defaultdict(set)
+        """By op and place: its shapes."""
+        self.outgrown: Call | None = None
+        """An op that has more shapes than are known each on its own."""
         self._forms: defaultdict[Any, dict[Any, int]] = defaultdict(dict)
         """By place: a number for each form of op that was seen there."""
         self._numbers = 0
@@ -51,11 +64,14 @@ class Keys:
     def clear(self) -> None:
         """Forget the forms of all places."""
         self._forms.clear()
+        self._shapes.clear()
 
     def of(self, calls: list[Call]) -> list[Key]:
         """The keys of one trace."""
         places = [self._place(call) for call in calls]
-        forms = [_form(call) for call in calls]
+        forms = [_form(call, self._relaxed) for call in calls]
+        if not self._relaxed:
+            self._count(calls, places)
         for place, form in zip(places, forms, strict=True):
             if form not in self._forms[place]:
                 self._forms[place][form] = self._numbers
@@ -77,22 +93,36 @@ class Keys:
                 context = self._forms[place][form]
         return keys
 
+    def _count(self, calls: list[Call], places: list[Any]) -> None:
+        for call, place in zip(calls, places, strict=True):
+            if call.kind is Kind.GRADIENT or call.node is not None:
+                continue
+            known = self._shapes[place, _form(call, True), _resources(call)]
+            known.add(tuple(None if s is None else s.shape for s in (*call.input_specs, *call.outputs)))
+            if len(known) > FORMS:
+                self.outgrown = self.outgrown or call
+
     def _place(self, call: Call) -> Any:
         site = call.site
         loops = tuple((loop, 0 if loop in self._rolled else n) for loop, n in site.loops)
         return (call.op, call.form, call.kind, site.path, loops, site.ordinal)
 
 
-def _form(call: Call) -> Any:
+def _form(call: Call, relaxed: bool) -> Any:
     if call.kind is Kind.GRADIENT:
         return tuple((inner.op, *(spec.key() for spec in inner.outputs)) for inner in call.inner)
     free = call.kind in (Kind.OWNER, Kind.SOURCE)
+    told = _rank if relaxed else Spec.key
     return (
         freeze(lasting_attrs(call.kind, call.attrs)),
         call.layout,
-        () if free else tuple(None if spec is None else spec.key() for spec in call.input_specs),
-        tuple(spec.key() for spec in call.outputs),
+        () if free else tuple(None if spec is None else told(spec) for spec in call.input_specs),
+        tuple(told(spec) for spec in call.outputs),
     )
+
+
+def _rank(spec: Spec) -> Any:
+    return spec.dtype, None if spec.shape is None else len(spec.shape)
 
 
 def _resources(call: Call) -> tuple[int, ...]:

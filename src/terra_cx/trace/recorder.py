@@ -31,6 +31,7 @@ __all__ = ["MAX_KNOWN", "Recorder", "is_guardable", "pack_outputs"]
 MAX_KNOWN = 32
 """Host tensors of at most this many elements are guarded by value."""
 
+_MOST_SIZES = 4096
 _RESOURCE = 20
 _VARIANT = 21
 _GUARDED = frozenset({3, 9, 10, 6, 4, 5, 17, 22, 23})  # the integer types and bool
@@ -44,6 +45,15 @@ _gradient = REAL["TFE_Py_TapeGradient"]
 def is_guardable(tensor: Any) -> bool:
     """Whether a host tensor is small and of a type that shapes, axes and conditions have."""
     return tensor._datatype_enum() in _GUARDED and tensor._num_elements() <= MAX_KNOWN
+
+
+def _is_list(tensor: Any) -> bool:
+    """Whether it is a list of integers or conditions, as long as texts and pictures are in any direction."""
+    return (
+        tensor._datatype_enum() in _GUARDED
+        and len(tensor._shape_tuple()) == 1
+        and tensor._num_elements() <= _MOST_SIZES
+    )
 
 
 def pack_outputs(result: Any) -> tuple[Any, list[Any]]:
@@ -103,12 +113,20 @@ class Recorder:
         locate: gives the site of an op issued below a frame.
         user_mark: counts calls of user functions.
         live_tapes: whether the ops of a gradient are noted one by one, as all others, not as one composite call.
+        relaxed: whether shapes go on changing: then what has two dimensions is data, and no shape or axis, however
+            small it is; and what follows from shapes alone is known, however many sizes there are.
     """
 
     def __init__(
-        self, locate: Callable[[Any], Any], user_mark: Callable[[], int], *, live_tapes: bool = False
+        self,
+        locate: Callable[[Any], Any],
+        user_mark: Callable[[], int],
+        *,
+        live_tapes: bool = False,
+        relaxed: bool = False,
     ) -> None:
         self.trace = Trace()
+        self.relaxed = relaxed
         self.live_tapes = live_tapes
         self.position = 0
         self._locate = locate
@@ -187,7 +205,7 @@ class Recorder:
             made = self.next_ext()
             if self.kept is not None:
                 self.kept[made.number] = tensor
-            if is_guardable(tensor):
+            if is_guardable(tensor) and not (self.relaxed and len(tensor._shape_tuple()) > 1):
                 made = Known(tensor, made)
         self.adopt(tensor, made)
         return made
@@ -356,7 +374,9 @@ class Recorder:
             return Kind.OWNER  # another name for something whose reads and writes are ordered by its name
         if kind is not Kind.PURE or self._inner is not None or not outputs:
             return kind
-        if not all(is_guardable(out) for out in outputs):
+        if not all(is_guardable(out) or (self.relaxed and _is_list(out)) for out in outputs):
+            return kind
+        if self.relaxed and any(len(out._shape_tuple()) > 1 for out in outputs):
             return kind
         if op in SHAPE_OPS or all(isinstance(ref, (Const, Known)) for ref in refs):
             return Kind.KNOWN
