@@ -93,6 +93,10 @@ class Step:
     """Whether the block computes its outputs (PURE, READ, WRITE): each gets a slot, and nothing else is done."""
     relaxed: bool = False
     """Whether the shapes of its results have to be worked out each time (`run.true_shapes`); ``specs`` are patterns."""
+    symbol: Any = None
+    """The op of the block's graph, if it has one: its attributes are those of the step."""
+    inference: Any = None
+    """Asks TensorFlow for shapes (`tf.shape_inference.Inference`)."""
     shapes: dict[Any, Any] = field(default_factory=dict)
     """What has been worked out."""
     values: tuple[Any, ...] = ()

@@ -92,6 +92,7 @@ def _lower(block: Block) -> Lowered:
                 operation, outputs = builder.op(op.op, op.form, op.attrs, op.layout, inputs, after)
                 for index, symbol in enumerate(outputs):
                     symbols[op.base + index] = symbol
+                step.symbol = operation
                 told = block.relaxed and _relax(step, op, inputs, outputs, validated)
                 op.fallible = _may_fail(op, inputs, outputs, builder, told)
                 order.add(op, operation)

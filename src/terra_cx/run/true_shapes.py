@@ -27,7 +27,7 @@ from terra_cx.tf import native
 from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.opdefs import SHAPE_OPS, input_dtypes
 from terra_cx.tf.placeholder import Placeholder
-from terra_cx.tf.shape_inference import infer
+from terra_cx.tf.shape_inference import Inference, symbolic
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.tracegraph import TraceGraph
 
@@ -154,11 +154,23 @@ def _remember(step: Step, key: Any, found: Any) -> Any:
 
 def _told(step: Step, inputs: list[Any]) -> list[Spec] | None:
     """The specs of the results, None if they cannot be told from such inputs."""
-    call = step.node.call
-    shapes = infer(step.op, step.form, call.attrs, call.layout, inputs)
+    if step.inference is None:
+        step.inference = Inference(_symbol(step, inputs))
+    shapes = step.inference.shapes(inputs)
     if shapes is None or len(shapes) != len(step.specs) or None in shapes:
         return None
     return [Spec(spec.dtype, shape) for spec, shape in zip(step.specs, shapes, strict=True)]
+
+
+def _symbol(step: Step, inputs: list[Any]) -> Any:
+    """A symbolic op like the step: the block's own, or another one, if that has none or was made of several."""
+    if step.symbol is not None and step.symbol.type == step.op:
+        return step.symbol
+    call = step.node.call
+    specs = [
+        Spec(given.dtype, None) if isinstance(given, Spec) else Spec(given[1], np.shape(given[0])) for given in inputs
+    ]
+    return symbolic(step.op, step.form, call.attrs, call.layout, specs)
 
 
 def _specs(step: Step, flat: list[Any]) -> list[Any]:
@@ -175,8 +187,10 @@ def _values(step: Step, flat: list[Any]) -> list[Any]:
     for arg, dtype in zip(flat, _dtypes(step, flat), strict=True):
         if type(arg) is Placeholder:
             given.append(Spec(dtype, shape_of(arg)))
-        elif type(arg) is not EagerTensor or dtype == _RESOURCE:
+        elif dtype == _RESOURCE:
             given.append((arg, dtype))
+        elif type(arg) is not EagerTensor:
+            given.append((np.asarray(arg, native.dtype_of(dtype).as_numpy_dtype), dtype))
         elif _is_telling(arg):
             given.append((native.host_value(arg), dtype))
         else:
