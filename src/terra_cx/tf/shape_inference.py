@@ -43,6 +43,8 @@ class _Graph:
     def __init__(self) -> None:
         self.graph = ops.Graph()
         self.inputs: dict[Any, Any] = {}
+        self.told: dict[Any, list[Shape | None] | None] = {}
+        """What shape functions have said, by op, attributes and inputs: a step has many ops of a kind."""
         self.ops = 0
 
     def add(self, op: str, inputs: Sequence[Any], attrs: Sequence[tuple[str, bytes]]) -> list[Any]:
@@ -60,15 +62,18 @@ class _Graph:
         outputs: list[Any] = ops.Operation._from_c_op(session.TF_FinishOperation(made), self.graph).outputs
         return outputs
 
-    def input(self, given: Spec | Value) -> Any:
-        """An input of a shape, or with a value."""
-        key = given.key() if isinstance(given, Spec) else (given[1], given[0].shape, given[0].tobytes())
+    def input(self, key: Any, given: Spec | Value) -> Any:
+        """An input of a shape, or with a value; `key` is of `_key`."""
         found = self.inputs.get(key)
         if found is None:
             made = _placeholder(given) if isinstance(given, Spec) else _constant(given)
             (output,) = self.add(*made)
             found = self.inputs[key] = output._as_tf_output()
         return found
+
+
+def _key(given: Spec | Value) -> Any:
+    return given.key() if isinstance(given, Spec) else (given[1], given[0].shape, given[0].tobytes())
 
 
 def _placeholder(spec: Spec) -> tuple[str, Sequence[Any], Sequence[tuple[str, bytes]]]:
@@ -114,7 +119,8 @@ class Inference:
     def __init__(self, operation: Any) -> None:
         node = operation.node_def
         self._op: str = node.op
-        self._attrs = [(name, value.SerializeToString()) for name, value in node.attr.items() if name[0] != "_"]
+        attrs = {name: value.SerializeToString() for name, value in node.attr.items() if name[0] != "_"}
+        self._attrs = tuple(sorted(attrs.items()))
         self._groups: list[int] = []
         """Per argument -1, or how many tensors its list has."""
         for _, length, _, is_list in arg_layout(node.op):
@@ -136,7 +142,15 @@ class Inference:
             return self._with_variable(inputs)
         if graph is None or graph.ops >= _MOST:
             graph = _graph = _Graph()
-        flat = iter([graph.input(given) for given in inputs])
+        keys = [_key(given) for given in inputs]
+        key = (self._op, self._attrs, *keys)
+        if key not in graph.told:
+            symbols = [graph.input(each, given) for each, given in zip(keys, inputs, strict=True)]
+            graph.told[key] = self._in(graph, symbols)
+        return graph.told[key]
+
+    def _in(self, graph: _Graph, symbols: list[Any]) -> list[Shape | None] | None:
+        flat = iter(symbols)
         grouped = [
             next(flat) if count < 0 else [next(flat) for _ in range(count)] for count in self._groups
         ]
@@ -154,14 +168,6 @@ class Inference:
             else builder.raw(*given)
             for given in inputs
         ]
-        flat = iter([symbol._as_tf_output() for symbol in symbols])
-        grouped = [
-            next(flat) if count < 0 else [next(flat) for _ in range(count)] for count in self._groups
-        ]
         graph = _Graph()
         graph.graph = builder.graph
-        try:
-            outputs = graph.add(self._op, grouped, self._attrs)
-        except native.OpError:
-            return None
-        return [GraphBuilder.static_shape(symbol) for symbol in outputs]
+        return self._in(graph, [symbol._as_tf_output() for symbol in symbols])
