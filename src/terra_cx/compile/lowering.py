@@ -10,8 +10,8 @@ Where that order contradicts the program's (an op that may fail depends on a wri
 that of the random draws, which are made before the block, the block has to end (`blocks.Cut`).
 
 In a relaxed block (`trace.tracegraph`) inference knows patterns only. There the skeleton works out the shapes of each
-run (`run.true_shapes`), holds them against the nodes' patterns, and diverges where they are others. So the graph is told
-the patterns, and what inference cannot tell about sizes makes no op fallible: they were validated.
+run (`run.true_shapes`), holds them against the nodes' patterns, and diverges where they are others. So the graph is
+told the patterns, and what inference cannot tell about sizes makes no op fallible: they were validated.
 
 Shape inference on the graph, with guarded values as constants, decides which output shapes a placeholder may claim,
 and with the guards which ops may fail.
@@ -192,7 +192,9 @@ def _relax(step: Step, op: FlatOp, inputs: list[Any], outputs: list[Any], valida
         return True
     if op.kind is Kind.WRITE or op.op == "ReadVariableOp" or step.node.untold:
         return False
-    if not all(shape is not None or id(symbol) in validated for symbol, shape in zip(inputs, static, strict=False)):
+    if not all(
+        shape is not None or id(symbol) in validated for symbol, shape in zip(inputs, static, strict=False)
+    ):
         return False
     try:
         for symbol, spec in zip(outputs, op.specs, strict=True):

@@ -320,7 +320,9 @@ class Skeleton(Taping):
         flat = [item for arg in inputs for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
         if self.graph.relaxed:
             specs = step.node.call.input_specs
-            return all(spec is None or shape_of(arg) == spec.shape for arg, spec in zip(flat, specs, strict=True))
+            return all(
+                spec is None or shape_of(arg) == spec.shape for arg, spec in zip(flat, specs, strict=True)
+            )
         for item, spec in zip(flat, step.node.call.input_specs, strict=True):
             if type(item) is not Placeholder or item._slot.spec.shape is not None or spec is None:
                 continue

@@ -28,7 +28,7 @@ from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.opdefs import SHAPE_OPS, input_dtypes
 from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.shape_inference import Inference, symbolic
-from terra_cx.tf.slots import Spec
+from terra_cx.tf.slots import Slot, Spec
 from terra_cx.trace.tracegraph import TraceGraph
 
 __all__ = ["derived", "flat_inputs", "shape_of", "specs_of"]
@@ -65,12 +65,12 @@ def flat_inputs(step: Step, args: tuple[Any, ...]) -> list[Any]:
 def shape_of(arg: Any) -> tuple[int, ...] | None:
     """The shape of an argument, None if only the value will tell it."""
     if type(arg) is Placeholder:
-        slot = arg._slot
-        return slot.spec.shape if slot.value is None else slot.value._shape_tuple()
-    if type(arg) is EagerTensor:
-        shape: tuple[int, ...] = arg._shape_tuple()
-        return shape
-    return np.shape(arg)
+        slot: Slot = arg._slot
+        if slot.value is None:
+            return slot.spec.shape
+        arg = slot.value
+    shape: tuple[int, ...] = arg._shape_tuple() if type(arg) is EagerTensor else np.shape(arg)
+    return shape
 
 
 def specs_of(graph: TraceGraph, step: Step, args: tuple[Any, ...]) -> list[Spec]:
@@ -93,11 +93,14 @@ def specs_of(graph: TraceGraph, step: Step, args: tuple[Any, ...]) -> list[Spec]
                 step.node.untold = True
                 step.node.rev += 1
                 graph.version += 1
-                raise Diverge(Reason.NEW_SHAPE, Difference("shape", step.op, "", "a shape that only the value tells", ""))
+                raise Diverge(
+                    Reason.NEW_SHAPE,
+                    Difference("shape", step.op, "", "a shape that only the value tells", ""),
+                )
             found = _remember(step, key, told)
     for spec, pattern in zip(found, step.specs, strict=True):
         if not pattern.admits(spec.shape):
-            new, known = (tuple("any" if n is None else n for n in s.shape) for s in (spec, pattern))
+            new, known = (tuple("any" if n is None else n for n in s.shape or ()) for s in (spec, pattern))
             raise Diverge(Reason.NEW_SHAPE, Difference("shape", step.op, "result", str(new), str(known)))
     specs: list[Spec] = found
     return specs
@@ -119,7 +122,9 @@ def derived(step: Step, args: tuple[Any, ...], natively: Any) -> tuple[Any, ...]
     if step.op in SHAPE_OPS:
         key = tuple(map(shape_of, flat))
         if None in key:
-            raise Diverge(Reason.NEW_SHAPE, Difference("shape", step.op, "input", "one that only the value tells", ""))
+            raise Diverge(
+                Reason.NEW_SHAPE, Difference("shape", step.op, "input", "one that only the value tells", "")
+            )
     else:
         key = tuple(map(_value, flat))
         if None in key:
@@ -168,7 +173,8 @@ def _symbol(step: Step, inputs: list[Any]) -> Any:
         return step.symbol
     call = step.node.call
     specs = [
-        Spec(given.dtype, None) if isinstance(given, Spec) else Spec(given[1], np.shape(given[0])) for given in inputs
+        Spec(given.dtype, None) if isinstance(given, Spec) else Spec(given[1], np.shape(given[0]))
+        for given in inputs
     ]
     return symbolic(step.op, step.form, call.attrs, call.layout, specs)
 
@@ -202,14 +208,14 @@ def _dtypes(step: Step, flat: list[Any]) -> list[int]:
     """The dtype of each flat input, of raw ones what native code makes of them."""
     dtypes = [arg._datatype_enum() if isinstance(arg, EagerTensor) else None for arg in flat]
     if None not in dtypes:
-        return dtypes
-    recorded = [
-        rule.spec.dtype if rule.spec is not None else rule.dtype for rule in step.node.rules
-    ]
+        return dtypes  # type: ignore[return-value]
+    recorded = [rule.spec.dtype if rule.spec is not None else rule.dtype for rule in step.node.rules]
     if all(count < 0 for count in step.node.call.layout):
         recorded = [
             known if known is not None else other
-            for known, other in zip(recorded, input_dtypes(step.op, flat, dtypes, step.node.call.attrs), strict=True)
+            for known, other in zip(
+                recorded, input_dtypes(step.op, flat, dtypes, step.node.call.attrs), strict=True
+            )
         ]
     return [
         given if given is not None else known if known is not None else native.as_tensor(arg)._datatype_enum()
@@ -218,7 +224,11 @@ def _dtypes(step: Step, flat: list[Any]) -> list[int]:
 
 
 def _is_telling(tensor: Any) -> bool:
-    return tensor._datatype_enum() in _INTEGERS and tensor._num_elements() <= _SMALL and len(tensor._shape_tuple()) <= 2
+    return (
+        tensor._datatype_enum() in _INTEGERS
+        and tensor._num_elements() <= _SMALL
+        and len(tensor._shape_tuple()) <= 2
+    )
 
 
 def _bits(arg: Any) -> Any:

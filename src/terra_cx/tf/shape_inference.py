@@ -1,11 +1,11 @@
 """The shapes of an op's outputs, asked of TensorFlow's shape functions.
 
-The op is put into a graph that never runs, whose inputs have the shapes in question; small integer inputs can be given by
-value, since shapes follow from them (the target of a reshape). What the shape function says holds for every kernel of the
-op, so it may be told to Python before the kernel has run.
+The op is put into a graph that never runs, whose inputs have the shapes in question; small integer inputs can be given
+by value, since shapes follow from them (the target of a reshape). What the shape function says holds for every kernel
+of the op, so it may be told to Python before the kernel has run.
 
-Each op is made by the C interface from the attributes of a symbolic op of its kind: some ten microseconds, where TensorFlow's
-own Python takes a millisecond, which a step of a hundred ops at a new length could not afford.
+Each op is made by the C interface from the attributes of a symbolic op of its kind: some ten microseconds, where
+TensorFlow's own Python takes a millisecond, which a step of a hundred ops at a new length could not afford.
 
 Source: ``tensorflow/python/framework/ops.py``, ``_create_c_op`` (2.18 to 2.21).
 """
@@ -151,9 +151,7 @@ class Inference:
 
     def _in(self, graph: _Graph, symbols: list[Any]) -> list[Shape | None] | None:
         flat = iter(symbols)
-        grouped = [
-            next(flat) if count < 0 else [next(flat) for _ in range(count)] for count in self._groups
-        ]
+        grouped = [next(flat) if count < 0 else [next(flat) for _ in range(count)] for count in self._groups]
         try:
             outputs = graph.add(self._op, grouped, self._attrs)
         except native.OpError:
@@ -164,7 +162,10 @@ class Inference:
         """As `shapes`, in a graph of its own, which is not kept: it holds the variable's handle."""
         builder = GraphBuilder(False)
         symbols = [
-            builder.feed(given) if isinstance(given, Spec) else builder.capture(given[0]) if given[1] == _RESOURCE
+            builder.feed(given)
+            if isinstance(given, Spec)
+            else builder.capture(given[0])
+            if given[1] == _RESOURCE
             else builder.raw(*given)
             for given in inputs
         ]

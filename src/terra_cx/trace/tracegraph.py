@@ -315,7 +315,9 @@ class TraceGraph:
         known = node.call
         widened = 0
         patterns = []
-        for mine, yours in zip((*known.input_specs, *known.outputs), (*call.input_specs, *call.outputs), strict=True):
+        for mine, yours in zip(
+            (*known.input_specs, *known.outputs), (*call.input_specs, *call.outputs), strict=True
+        ):
             pattern = _pattern(mine, yours)
             widened += pattern is not mine
             patterns.append(pattern)
@@ -325,9 +327,7 @@ class TraceGraph:
             for rule, spec in zip(node.rules, known.input_specs, strict=True):
                 if rule.spec is not None:
                     rule.spec = spec
-        if node.kind is Kind.KNOWN and (
-            widened or not all(map(same_known, known.values, call.values))
-        ):
+        if node.kind is Kind.KNOWN and (widened or not all(map(same_known, known.values, call.values))):
             known.kind, known.values = Kind.DERIVED, ()
             widened += 1
         return widened
