@@ -17,6 +17,7 @@ from terra_cx.reasons import Reason
 from terra_cx.run.differences import Difference
 from terra_cx.run.elisions import Elisions
 from terra_cx.run.pace import Manner, Pace
+from terra_cx.tf.opdefs import Kind
 from terra_cx.trace.keys import FORMS
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
@@ -109,6 +110,7 @@ class ActiveAnchor:
     eager_times: list[float] = field(default_factory=list)
     pace: Pace = field(default_factory=Pace)
     co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
+    _patience: int = _PATIENCE
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _blocks: dict[Node, Block] = field(default_factory=dict)
     _versions: dict[Node, int] = field(default_factory=dict)
@@ -151,8 +153,14 @@ class ActiveAnchor:
         if self.settled >= self.needed:
             self.stage = Stage.CO
             self._prepare()
+        elif self.unsettled >= MAX_UNSETTLED and self._can_go_live():
+            self.go_live(Reason.UNSETTLED, f"{self.unsettled} steps in a row asked for a gradient of another history")
         elif self.unsettled >= MAX_UNSETTLED:
             self.give_up(Reason.UNSETTLED, f"{self.unsettled} traced regions in a row each did something new")
+
+    def _can_go_live(self) -> bool:
+        """Whether it is the gradients that never settle: taken op by op, there are no more of them than ops."""
+        return self.live_tapes is None and any(node.kind is Kind.GRADIENT for node in self.graph)
 
     def outgrew(self) -> None:
         """A traced region had too many ops. Once may be an evaluation within; twice in a row it is the step."""
@@ -176,7 +184,12 @@ class ActiveAnchor:
         if whole:
             self.co_times.append(seconds)
         tried = self.regions["co_executed"] + self.regions["diverged"]
-        if tried >= _PATIENCE and sum(self._recent) < _WINDOW // 2:
+        if tried < self._patience or sum(self._recent) >= _WINDOW // 2:
+            return
+        if self._can_go_live():
+            self._patience = tried + _PATIENCE
+            self.go_live(Reason.DIVERGES, "most steps asked for a gradient of another history")
+        else:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
             self.give_up(
                 Reason.DIVERGES, f"{_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})"
@@ -203,18 +216,23 @@ class ActiveAnchor:
     def go_live(self, reason: Reason, detail: str) -> None:
         """Learn the step anew, with live tapes."""
         self.live_tapes = f"{reason}: {detail}"
-        self.graph = TraceGraph(self.graph.max_nodes, relaxed=self.relaxed is not None)
+        self._learn_anew()
+
+    def _learn_anew(self) -> None:
+        rolled = self.graph.rolled
+        self.graph = TraceGraph(
+            self.graph.max_nodes, relaxed=self.relaxed is not None, folded=self.live_tapes is not None
+        )
+        self.graph.rolled.update(rolled)
+        self.unsettled = 0
+        self._recent.clear()
         self.retrace()
 
     def relax(self, op: str, line: str) -> None:
         """Learn the step anew, for tensors of all sizes; gradients, which look at sizes, are then taken op by op."""
-        rolled = self.graph.rolled
         self.relaxed = f"{Reason.NEW_SHAPE}: {op} at {line} has more than {FORMS} shapes"
         self.live_tapes = self.live_tapes or self.relaxed
-        self.graph = TraceGraph(self.graph.max_nodes, relaxed=True)
-        self.graph.rolled.update(rolled)
-        self.unsettled = 0
-        self.retrace()
+        self._learn_anew()
 
     def fell_back(self, reason: Reason, line: str, detail: str | Difference) -> Fallback:
         """Count a fallback."""

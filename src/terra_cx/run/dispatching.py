@@ -66,12 +66,16 @@ def _have_room(frames: int) -> None:
 class Dispatching:
     """The regions of one skeleton.
 
+    ``live`` says whether its tapes are told of each op (`run.live_skeleton`).
+
     Args:
         graph: the anchor's TraceGraph.
         handover: takes the runs to the graph runner.
         diverged: told about a divergence; recovers and returns the handler that goes on with the region (a
             recorder).
     """
+
+    live = False
 
     def __init__(self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge], Any]) -> None:
         self.graph = graph

@@ -35,7 +35,7 @@ def same_bits(a: Any, b: Any) -> bool:
 
 
 def is_to_be_verified(block: Block, feeds: Sequence[Any]) -> bool:
-    """Whether a run of a relaxed block is to be compared because of its sizes, by which kernels may choose what they do.
+    """Whether a run of a relaxed block is to be compared: its sizes are new, and kernels may choose by sizes.
 
     Sizes that were not there before are, at falling frequency: the 1st, 2nd, 4th, 8th, ... of a block.
 

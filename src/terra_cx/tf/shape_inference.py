@@ -43,7 +43,7 @@ class _Graph:
     def __init__(self) -> None:
         self.graph = ops.Graph()
         self.inputs: dict[Any, Any] = {}
-        self.told: dict[Any, list[Shape | None] | None] = {}
+        self.told: dict[Any, list[Shape | None]] = {}
         """What shape functions have said, by op, attributes and inputs: a step has many ops of a kind."""
         self.ops = 0
 
@@ -117,6 +117,8 @@ class Inference:
     """
 
     def __init__(self, operation: Any) -> None:
+        self.refused = False
+        """Whether the shape function would not have the inputs that it was asked with last."""
         node = operation.node_def
         self._op: str = node.op
         attrs = {name: value.SerializeToString() for name, value in node.attr.items() if name[0] != "_"}
@@ -142,12 +144,16 @@ class Inference:
             return self._with_variable(inputs)
         if graph is None or graph.ops >= _MOST:
             graph = _graph = _Graph()
+        self.refused = False
         keys = [_key(given) for given in inputs]
         key = (self._op, self._attrs, *keys)
-        if key not in graph.told:
+        told = graph.told.get(key)
+        if told is None:
             symbols = [graph.input(each, given) for each, given in zip(keys, inputs, strict=True)]
-            graph.told[key] = self._in(graph, symbols)
-        return graph.told[key]
+            told = self._in(graph, symbols)
+            if told is not None:
+                graph.told[key] = told
+        return told
 
     def _in(self, graph: _Graph, symbols: list[Any]) -> list[Shape | None] | None:
         flat = iter(symbols)
@@ -155,6 +161,7 @@ class Inference:
         try:
             outputs = graph.add(self._op, grouped, self._attrs)
         except native.OpError:
+            self.refused = True
             return None  # eager's kernel will say so in its own words
         return [GraphBuilder.static_shape(symbol) for symbol in outputs]
 

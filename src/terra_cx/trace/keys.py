@@ -27,8 +27,10 @@ from terra_cx.tf.opdefs import Kind, lasting_attrs
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Call, Resource
 
-__all__ = ["FORMS", "Key", "Keys", "freeze"]
+__all__ = ["BACKWARD", "FORMS", "Key", "Keys", "freeze"]
 
+BACKWARD = (None, 0)
+"""In a call path: what comes before it asked a tape, what comes after it is the op whose gradient is computed."""
 _NEAR = 32
 """Calls. Ways are kept apart where they would part again within so many."""
 FORMS = 8
@@ -48,10 +50,12 @@ class Keys:
     Args:
         rolled: the loops whose iterations share nodes.
         relaxed: whether ops are known by their ranks, not by their shapes.
+        folded: whether all depths of a recursion share nodes.
     """
 
-    def __init__(self, rolled: Collection[int], relaxed: bool = False) -> None:
+    def __init__(self, rolled: Collection[int], relaxed: bool = False, folded: bool = False) -> None:
         self._rolled = rolled
+        self._folded = folded
         self._relaxed = relaxed
         self._shapes: defaultdict[Any, set[Any]] = defaultdict(set)
         """By op and place: its shapes."""
@@ -86,8 +90,9 @@ class Keys:
         context: int | None = None
         for index, (call, place, form) in enumerate(zip(calls, places, forms, strict=True)):
             exact = (place, form, _resources(call))
-            number = occurrences[exact, call.site.loops]
-            occurrences[exact, call.site.loops] += 1
+            instance = (exact, call.site.loops, call.site.path if self._folded else None)
+            number = occurrences[instance]
+            occurrences[instance] += 1
             keys.append(Key((*exact, number), context if near[index] else None))
             if several[index]:
                 context = self._forms[place][form]
@@ -105,7 +110,22 @@ class Keys:
     def _place(self, call: Call) -> Any:
         site = call.site
         loops = tuple((loop, 0 if loop in self._rolled else n) for loop, n in site.loops)
-        return (call.op, call.form, call.kind, site.path, loops, site.ordinal)
+        path = _folded(site.path) if self._folded else site.path
+        return (call.op, call.form, call.kind, path, loops, site.ordinal)
+
+
+def _folded(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A call path without the turns of recursions: of each function the innermost call, and none between two of it."""
+    found: list[Any] = []
+    first = 0
+    for frame in path:
+        if frame is BACKWARD:
+            first = len(found) + 1
+        known = next((index for index, (code, _) in enumerate(found[first:], first) if code is frame[0]), None)
+        if known is not None:
+            del found[known:]
+        found.append(frame)
+    return tuple(found)
 
 
 def _form(call: Call, relaxed: bool) -> Any:

@@ -123,9 +123,10 @@ class TraceGraph:
     Args:
         max_nodes: how many nodes it may have.
         relaxed: whether a node is one for all sizes of its tensors. Gradients must then be taken op by op.
+        folded: whether all depths of a recursion share nodes, as the iterations of a rolled loop do.
     """
 
-    def __init__(self, max_nodes: int = 20000, *, relaxed: bool = False) -> None:
+    def __init__(self, max_nodes: int = 20000, *, relaxed: bool = False, folded: bool = False) -> None:
         self.max_nodes = max_nodes
         self.relaxed = relaxed
         self.root = self._root()
@@ -137,7 +138,7 @@ class TraceGraph:
         self._nodes: dict[Any, Node] = {}
         self._order: list[Node] = []
         self.gradients = Gradients(self.rolled)
-        self._keys = Keys(self.rolled, relaxed)
+        self._keys = Keys(self.rolled, relaxed, folded)
         self._trips: dict[tuple[int, Any], int] = {}
 
     @staticmethod
