@@ -196,7 +196,9 @@ def _relax(step: Step, op: FlatOp, inputs: list[Any], outputs: list[Any], valida
         shape is not None or id(symbol) in validated for symbol, shape in zip(inputs, static, strict=False)
     ):
         return False
-    if not all(symbol.shape.is_compatible_with(spec.shape) for symbol, spec in zip(outputs, op.specs, strict=True)):
+    if not all(
+        symbol.shape.is_compatible_with(spec.shape) for symbol, spec in zip(outputs, op.specs, strict=True)
+    ):
         return False  # the kernel gives another shape than inference (FusedBatchNormGradV3)
     for symbol, spec in zip(outputs, op.specs, strict=True):
         symbol.set_shape(spec.shape)

@@ -154,7 +154,9 @@ class ActiveAnchor:
             self.stage = Stage.CO
             self._prepare()
         elif self.unsettled >= MAX_UNSETTLED and self._can_go_live():
-            self.go_live(Reason.UNSETTLED, f"{self.unsettled} steps in a row asked for a gradient of another history")
+            self.go_live(
+                Reason.UNSETTLED, f"{self.unsettled} steps in a row asked for a gradient of another history"
+            )
         elif self.unsettled >= MAX_UNSETTLED:
             self.give_up(Reason.UNSETTLED, f"{self.unsettled} traced regions in a row each did something new")
 

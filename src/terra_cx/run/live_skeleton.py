@@ -26,7 +26,7 @@ from terra_cx.run.skeleton import Skeleton
 from terra_cx.tf import backward, native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.native import REAL, EagerTensor
-from terra_cx.tf.opdefs import inferred_attrs
+from terra_cx.tf.opdefs import Kind, inferred_attrs
 from terra_cx.tf.placeholder import Placeholder
 
 __all__ = ["LiveSkeleton"]
@@ -53,9 +53,9 @@ class LiveSkeleton(Skeleton):
             outputs = list(_flat(answer))
             if outputs:
                 inputs = _inputs(run, step, args)
-                if step.inferred is None:
+                if step.inferred is None or step.kind is Kind.OWNER:  # which may be given more, or less
                     dtypes = [tensor._datatype_enum() for tensor in inputs]
-                    step.inferred = inferred_attrs(step.op, step.node.call.layout, dtypes)
+                    step.inferred = inferred_attrs(step.op, _layout(step, args), dtypes)
                 scope = backward.token(step.node.call.site)
                 self._tell(step.op, inputs, (*args[step.width :], *step.inferred), outputs, scope)
         return answer
@@ -149,6 +149,12 @@ def _inputs(run: BlockRun, step: Step, args: tuple[Any, ...]) -> list[Any]:
             known = bound[index] if index < len(bound) else None
             flat[index] = known if isinstance(known, EagerTensor) else _converted(arg, dtypes[index])
     return flat
+
+
+def _layout(step: Step, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """The layout of an op's arguments, as `trace.records.Call` has it."""
+    layout: tuple[int, ...] = step.node.call.layout
+    return tuple(len(arg) if count >= 0 else -1 for arg, count in zip(args, layout, strict=False))
 
 
 def _converted(value: Any, dtype: int | None) -> Any:

@@ -90,7 +90,9 @@ def specs_of(graph: TraceGraph, step: Step, args: tuple[Any, ...]) -> list[Spec]
         if found is None:
             told = _told(step, _values(step, flat))
             if told is None and step.inference.refused:
-                raise Diverge(Reason.NEW_SHAPE, Difference("shape", step.op, "", "shapes that it refuses", ""))
+                raise Diverge(
+                    Reason.NEW_SHAPE, Difference("shape", step.op, "", "shapes that it refuses", "")
+                )
             if told is None:
                 step.node.untold = True
                 step.node.rev += 1

@@ -86,9 +86,11 @@ _DRAWS = frozenset(
     }
 )
 _SOURCES = frozenset({"IteratorGetNext", "IteratorGetNextSync", "IteratorGetNextAsOptional"})
-_PASSED_ON = {Kind.DRAW: frozenset({"seed", "seed2"}), Kind.OWNER: frozenset({"token"})}
+COUNTS = frozenset({"N", "num", "num_split"})
+"""Attributes that say how many tensors an op takes or gives."""
+_PASSED_ON = {Kind.DRAW: frozenset({"seed", "seed2"}), Kind.OWNER: frozenset({"token"}) | COUNTS}
 """Attributes that change on every call and are passed on as they come: a draw's seeds when only the global seed is set,
-the number under which a host callback is registered."""
+the number under which a host callback is registered, how many tensors there are."""
 
 SHAPE_OPS = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 """Ops whose result follows from the static shape of their inputs."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from terra_cx.tf.opdefs import Kind, lasting_attrs
+from terra_cx.tf.opdefs import COUNTS, Kind, lasting_attrs
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Call, Resource
 
@@ -37,11 +37,19 @@ FORMS = 8
 """Shapes of one op at one place that are known each on its own; with a further one, shapes are relaxed."""
 
 
+_COUNTS = 3
+"""Numbers of tensors that an op of lists at one place may have, each with a node of its own."""
+
+
 class Key(NamedTuple):
-    """``base`` says which op at which place, ``context`` the way that has led there, None if all ways join here."""
+    """``base`` says which op at which place, ``context`` the way that has led there, None if all ways join here.
+
+    With ``variadic``, the op takes or gives another number of tensors each time.
+    """
 
     base: Any
     context: int | None
+    variadic: bool = False
 
 
 class Keys:
@@ -59,6 +67,8 @@ class Keys:
         self._relaxed = relaxed
         self._shapes: defaultdict[Any, set[Any]] = defaultdict(set)
         """By op and place: its shapes."""
+        self._counts: defaultdict[Any, set[Any]] = defaultdict(set)
+        """By place, in a folded graph: numbers of tensors that the op was given and has given."""
         self.outgrown: Call | None = None
         """An op that has more shapes than are known each on its own."""
         self._forms: defaultdict[Any, dict[Any, int]] = defaultdict(dict)
@@ -69,6 +79,7 @@ class Keys:
         """Forget the forms of all places."""
         self._forms.clear()
         self._shapes.clear()
+        self._counts.clear()
 
     def of(self, calls: list[Call]) -> list[Key]:
         """The keys of one trace."""
@@ -89,14 +100,27 @@ class Keys:
         occurrences: Counter[Any] = Counter()
         context: int | None = None
         for index, (call, place, form) in enumerate(zip(calls, places, forms, strict=True)):
-            exact = (place, form, _resources(call))
+            variadic = self._folded and self._is_variadic(call, place)
+            if variadic:
+                exact: Any = (place, ("variadic", freeze(lasting_attrs(Kind.OWNER, call.attrs))), ())
+            else:
+                exact = (place, form, _resources(call))
             instance = (exact, call.site.loops, call.site.path if self._folded else None)
             number = occurrences[instance]
             occurrences[instance] += 1
-            keys.append(Key((*exact, number), context if near[index] else None))
+            keys.append(Key((*exact, number), context if near[index] else None, variadic))
             if several[index]:
                 context = self._forms[place][form]
         return keys
+
+    def _is_variadic(self, call: Call, place: Any) -> bool:
+        """Whether an op of lists has had so many lengths that each cannot be a node of its own: sums over a loop, say."""
+        if all(count < 0 for count in call.layout) and COUNTS.isdisjoint(call.attrs[::2]):
+            return False
+        known = self._counts[place]
+        if len(known) <= _COUNTS:
+            known.add((call.layout, len(call.outputs)))
+        return len(known) > _COUNTS
 
     def _count(self, calls: list[Call], places: list[Any]) -> None:
         for call, place in zip(calls, places, strict=True):
@@ -121,7 +145,9 @@ def _folded(path: tuple[Any, ...]) -> tuple[Any, ...]:
     for frame in path:
         if frame is BACKWARD:
             first = len(found) + 1
-        known = next((index for index, (code, _) in enumerate(found[first:], first) if code is frame[0]), None)
+        known = next(
+            (index for index, (code, _) in enumerate(found[first:], first) if code is frame[0]), None
+        )
         if known is not None:
             del found[known:]
         found.append(frame)

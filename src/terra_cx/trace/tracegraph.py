@@ -240,6 +240,8 @@ class TraceGraph:
         if node is not None:
             result.widened += self._widen(node, call, passage)
             return node
+        if key.variadic:
+            call.kind = Kind.OWNER  # no block has parameters whose number varies
         node = self._add(key.base, key.context, call)
         node.rules = [
             rule_of(ref, spec, passage.producer, passage.uses, (node, index, 0))
@@ -270,7 +272,9 @@ class TraceGraph:
 
     def _find(self, previous: Node, key: Key) -> Node | None:
         """The node for a key: the one of its context, or the one to which a way leads already."""
-        return self._nodes.get(key) or next((node for node in previous.succ if node.base == key.base), None)
+        return self._nodes.get((key.base, key.context)) or next(
+            (node for node in previous.succ if node.base == key.base), None
+        )
 
     def _refresh(self) -> None:
         """Have all gradients known by what they depend on under the present rules."""
