@@ -186,12 +186,7 @@ class ActiveAnchor:
         if whole:
             self.co_times.append(seconds)
         tried = self.regions["co_executed"] + self.regions["diverged"]
-        if tried < self._patience or sum(self._recent) >= _WINDOW // 2:
-            return
-        if self._can_go_live():
-            self._patience = tried + _PATIENCE
-            self.go_live(Reason.DIVERGES, "most steps asked for a gradient of another history")
-        else:
+        if tried >= self._patience and sum(self._recent) < _WINDOW // 2:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
             self.give_up(
                 Reason.DIVERGES, f"{_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})"
@@ -227,7 +222,7 @@ class ActiveAnchor:
         )
         self.graph.rolled.update(rolled)
         self.unsettled = 0
-        self._recent.clear()
+        self._patience = self.regions["co_executed"] + self.regions["diverged"] + _PATIENCE
         self.retrace()
 
     def relax(self, op: str, line: str) -> None:

@@ -338,8 +338,10 @@ class Conductor:
             return
         result = anchor.graph.merge(trace)
         if result.outgrown is not None:
-            site = result.outgrown.site
-            anchor.relax(result.outgrown.op, f"{os.path.basename(site.filename)}:{site.line}")
+            anchor.relax(result.outgrown.op, place_of(result.outgrown.site))
+        elif result.endless is not None and anchor.live_tapes is None:
+            site = result.endless.site
+            anchor.go_live(Reason.NEW_GRADIENT, f"the one at {place_of(site)} has too many histories")
         elif result.reset:
             anchor.retrace()
         elif recorder.calls is not None and anchor.elisions is not None:
@@ -504,6 +506,11 @@ class Conductor:
             f"terra-cx: still {where} after {self.options.watchdog:g} s; Python is at {line}, "
             f"the graph at {graph}\n"
         )
+
+
+def place_of(site: Any) -> str:
+    """``file:line`` of a site, without the folder."""
+    return f"{os.path.basename(site.filename)}:{site.line}"
 
 
 _OURS = __file__.rsplit("/", 2)[0]

@@ -17,6 +17,7 @@ taken both ways.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,10 @@ from terra_cx.trace.keys import Key, Keys
 from terra_cx.trace.records import Call, Ext, Trace
 from terra_cx.trace.rules import Need, Rule, rule_of, same_known
 
-__all__ = ["GAP_SECONDS", "MergeResult", "Node", "TraceGraph"]
+__all__ = ["GAP_SECONDS", "HISTORIES", "MergeResult", "Node", "TraceGraph"]
 
+HISTORIES = 24
+"""Histories of one gradient that are known each on its own: a step with thirty ways may settle, one with millions not."""
 GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
 
@@ -108,6 +111,8 @@ class MergeResult:
     widened: int = 0
     outgrown: Call | None = None
     """An op that has too many shapes: nothing was merged, the graph should be relaxed."""
+    endless: Call | None = None
+    """A gradient that has so many histories that it had better be taken op by op."""
     reset: bool = False
     """The graph was emptied, because a loop turned out to vary in its trip count; tracing starts anew."""
 
@@ -139,6 +144,8 @@ class TraceGraph:
         self._order: list[Node] = []
         self.gradients = Gradients(self.rolled)
         self._keys = Keys(self.rolled, relaxed, folded)
+        self._histories: Counter[Any] = Counter()
+        """By place: how many nodes a gradient has."""
         self._trips: dict[tuple[int, Any], int] = {}
 
     @staticmethod
@@ -179,6 +186,7 @@ class TraceGraph:
         self._order.clear()
         self.gradients.clear()
         self._keys.clear()
+        self._histories.clear()
         self.root = self._root()
         self.version += 1
 
@@ -260,6 +268,9 @@ class TraceGraph:
             node = self._add(place, signature, call)
             self.gradients.add(node, place, signature, passage)
             result.nodes += 1
+            self._histories[call.site.path] += 1
+            if self._histories[call.site.path] > HISTORIES:
+                result.endless = call
         elif not same_constants(node.call, call):
             node.signature = ("unmatched", id(call))  # its code decides by something nobody sees
         else:
