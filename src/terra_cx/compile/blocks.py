@@ -101,6 +101,8 @@ class Step:
     """What has been worked out."""
     values: tuple[Any, ...] = ()
     """For KNOWN: the recorded results."""
+    token: tuple[int, str] | None = None
+    """What live tapes are told of its place, and when that was made (`tf.backward.step_token`)."""
     inferred: tuple[Any, ...] | None = None
     """The further attributes that a tape is told, once one has been told (`run.live_skeleton`)."""
     results: tuple[Any, ...] = ()
@@ -126,6 +128,8 @@ class Block:
     places: list[tuple[int, int]] = field(default_factory=list)
     """For each flat output, its op's position within the block and its number among that op's outputs."""
     param_rules: list[Rule | None] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)
+    """Flat outputs of DERIVED ops: Python has their values, the block does not compute them."""
     draws: dict[int, int] = field(default_factory=dict)
     """Flat output of a draw -> the parameter that carries its number."""
     resources: list[Any] = field(default_factory=list)
@@ -271,6 +275,8 @@ class _Builder:
         self._step(node, call, tuple(_nest(checks, call.layout)) if checks else (), base, specs, first_op)
         if node.kind is Kind.KNOWN:
             block.steps[-1].values = call.values
+        if node.kind is Kind.DERIVED:
+            block.held.update(range(base, base + len(specs)))
         for out in range(len(specs)):
             self.where[(node, out)] = base + out
             block.owners.append((node, out))

@@ -219,7 +219,7 @@ class Dispatching:
         if keep:
             kept = {op.base for op in block.ops if op.kind is Kind.READ} | set(block.draws)
             alive = sorted({*alive, *(flat for flat in kept if run.slots[flat] is not None)})
-        live = frozenset(alive) - block.draws.keys()
+        live = frozenset(alive) - block.draws.keys() - block.held
         if run.complete and not live <= block.outputs:
             block.outputs = block.outputs | live
         outputs = block.outputs

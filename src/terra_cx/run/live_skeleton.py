@@ -56,7 +56,7 @@ class LiveSkeleton(Skeleton):
                 if step.inferred is None or step.kind is Kind.OWNER:  # which may be given more, or less
                     dtypes = [tensor._datatype_enum() for tensor in inputs]
                     step.inferred = inferred_attrs(step.op, _layout(step, args), dtypes)
-                scope = backward.token(step.node.call.site)
+                scope = backward.step_token(step)
                 self._tell(step.op, inputs, (*args[step.width :], *step.inferred), outputs, scope)
         return answer
 

@@ -50,11 +50,11 @@ __all__ = [
     "raise_not_ok",
     "read_variables",
     "record_gradient",
-    "unrecorded",
     "run_execute",
     "run_fast",
     "strategy",
     "tensor_shape",
+    "unrecorded",
     "wait_for_all",
 ]
 

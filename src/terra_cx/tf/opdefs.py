@@ -52,7 +52,7 @@ class Kind(Enum):
     KNOWN = "known"
     """Its inputs are guarded by value, so the recorded result is the answer."""
     DERIVED = "derived"
-    """A small op of shapes, or of values that Python holds, which differ from step to step: the owner does it at once."""
+    """A small op of shapes, or of values that Python holds, which differ between steps: the owner does it at once."""
     GRADIENT = "gradient"
     """A whole ``tape.gradient`` call: a function of the validated ops and tape events."""
 

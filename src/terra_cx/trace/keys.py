@@ -114,7 +114,7 @@ class Keys:
         return keys
 
     def _is_variadic(self, call: Call, place: Any) -> bool:
-        """Whether an op of lists has had so many lengths that each cannot be a node of its own: sums over a loop, say."""
+        """Whether an op of lists (a sum over a loop, say) has had so many lengths that each cannot be a node."""
         if all(count < 0 for count in call.layout) and COUNTS.isdisjoint(call.attrs[::2]):
             return False
         known = self._counts[place]

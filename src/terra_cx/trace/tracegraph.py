@@ -32,7 +32,7 @@ from terra_cx.trace.rules import Need, Rule, rule_of, same_known
 __all__ = ["GAP_SECONDS", "HISTORIES", "MergeResult", "Node", "TraceGraph"]
 
 HISTORIES = 24
-"""Histories of one gradient that are known each on its own: a step with thirty ways may settle, one with millions not."""
+"""Histories of one gradient that are known each on its own: a step with twenty ways settles, one with millions not."""
 GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
 
