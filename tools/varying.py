@@ -63,8 +63,13 @@ def compare(name, steps, pace):
     same = "identical" if co[:2] == eager[:2] else "DIFFERENT"
     regions, anchor = report["regions"], max(report["anchors"], key=lambda each: each["nodes"])
     fallbacks = sum(each["count"] for each in report["fallbacks"])
-    print(f"{name}: {same}; {regions['co_executed']} of {steps} steps co-executed, {fallbacks} fallbacks, ", end="")
-    print(f"{report['runner']['variants']} compiled functions, {anchor['nodes']} nodes, {anchor['blocks']} blocks")
+    print(
+        f"{name}: {same}; {regions['co_executed']} of {steps} steps co-executed, {fallbacks} fallbacks, ",
+        end="",
+    )
+    print(
+        f"{report['runner']['variants']} compiled functions, {anchor['nodes']} nodes, {anchor['blocks']} blocks"
+    )
     print(f"  {anchor['state']}{': ' + anchor['given_up'] if anchor['given_up'] else ''}")
     print(f"  eager        {quarters(eager[2])} ms")
     print(f"  co-executed  {quarters(co[2])} ms")
@@ -87,7 +92,9 @@ def compare(name, steps, pace):
 
 def main():
     """Compare the programs that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("programs", nargs="*", choices=[*PROGRAMS, []], help="which ones; all unless given")
     parser.add_argument("--steps", type=int, default=600, help="steps of each (default: %(default)s)")
     parser.add_argument("--pace", default="measured", choices=("measured", "overlapped", "turns"))
