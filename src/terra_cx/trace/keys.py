@@ -58,7 +58,7 @@ class Keys:
     Args:
         rolled: the loops whose iterations share nodes.
         relaxed: whether ops are known by their ranks, not by their shapes.
-        folded: whether all depths of a recursion share nodes.
+        folded: whether all depths of a recursion share nodes, and all ways meet wherever they can.
     """
 
     def __init__(self, rolled: Collection[int], relaxed: bool = False, folded: bool = False) -> None:
@@ -91,7 +91,7 @@ class Keys:
             if form not in self._forms[place]:
                 self._forms[place][form] = self._numbers
                 self._numbers += 1
-        several = [len(self._forms[place]) > 1 for place in places]
+        several = [len(self._forms[place]) > 1 and not self._folded for place in places]
         near, distance = [False] * len(calls), _NEAR
         for index in range(len(calls) - 1, -1, -1):
             near[index] = distance < _NEAR
