@@ -21,7 +21,7 @@ from terra_cx.tf.opdefs import Kind
 from terra_cx.trace.keys import FORMS
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
-__all__ = ["ActiveAnchor", "Fallback", "Stage"]
+__all__ = ["NEW_SIZES", "ActiveAnchor", "Fallback", "Stage"]
 
 MAX_UNSETTLED = 16
 """Traced regions in a row that each added something, after which the anchor is given up."""
@@ -29,6 +29,8 @@ _WINDOW = 20
 _PATIENCE = 60
 """Regions before an anchor that keeps diverging is given up: a program with ten ways through its step needs some thirty
 to go each of them once."""
+NEW_SIZES = 256
+"""Regions at sizes that no region had before which do not count where the pace is chosen."""
 _DIFFERENCES = 8
 """Kinds of difference that are kept of one kind of fallback: shapes that never repeat have no end."""
 
@@ -110,6 +112,8 @@ class ActiveAnchor:
     eager_times: list[float] = field(default_factory=list)
     pace: Pace = field(default_factory=Pace)
     co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
+    new_sizes: int = 0
+    """Regions so far that had sizes which none before had."""
     _patience: int = _PATIENCE
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _blocks: dict[Node, Block] = field(default_factory=dict)

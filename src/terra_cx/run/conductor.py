@@ -19,7 +19,7 @@ from terra_cx.elide.entries import Entries
 from terra_cx.elide.functions import Functions
 from terra_cx.observe.importer import UserCode
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
-from terra_cx.run.anchor import ActiveAnchor, Stage
+from terra_cx.run.anchor import NEW_SIZES, ActiveAnchor, Stage
 from terra_cx.run.divergence import Diverge
 from terra_cx.run.elider import Elider
 from terra_cx.run.elisions import Elisions
@@ -102,6 +102,7 @@ class Conductor:
         self._uids = itertools.count()
         self._region_start = 0.0
         self._compiling = 0.0
+        self._asked = 0
         self._frame = 0
         self._code: Any = None
         self._skeletons: dict[int, Skeleton] = {}
@@ -141,6 +142,7 @@ class Conductor:
         if self.on_region is not None:
             self.on_region(anchor.line)
         self.current = anchor
+        self._asked = anchor.graph.asked
         self.visits.clear()
         self._region_start = time.perf_counter()
         self._frame = id(frame)  # not the frame: it would keep the user's variables alive
@@ -262,7 +264,9 @@ class Conductor:
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
-        if self.measures:
+        if anchor.graph.asked != self._asked and anchor.new_sizes < NEW_SIZES:
+            anchor.new_sizes += 1  # the next time it will take less
+        elif self.measures:
             anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:

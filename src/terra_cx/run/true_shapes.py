@@ -83,6 +83,7 @@ def specs_of(graph: TraceGraph, step: Step, args: tuple[Any, ...]) -> list[Spec]
     key: Any = tuple(map(shape_of, flat))
     found = step.shapes.get(key)
     if found is None:
+        graph.asked += 1
         found = _remember(step, key, _told(step, _specs(step, flat)) or _ASK)
     if found is _ASK:
         key = (key, tuple(map(_bits, flat)))

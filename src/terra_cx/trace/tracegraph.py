@@ -140,6 +140,8 @@ class TraceGraph:
         """How many blocks have been made of it."""
         self.rolled: set[int] = set()
         self.traces = 0
+        self.asked = 0
+        """How often shapes of its ops had to be worked out because sizes were new (`run.true_shapes`)."""
         self._nodes: dict[Any, Node] = {}
         self._order: list[Node] = []
         self.gradients = Gradients(self.rolled)
