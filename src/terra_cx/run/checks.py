@@ -45,7 +45,10 @@ def admits(run: Any, check: Check, arg: Any) -> bool:
             return arg is bound or (type(arg) is Placeholder and arg._slot is bound)
         if type(arg) is Placeholder:
             slot = arg._slot
-            if slot.run is run or slot.spec.dtype != check[3] or not _is_of(arg, check[4]):
+            if slot.run is run or slot.spec.dtype != check[3]:
+                return False
+            shape = arg._shape_tuple()
+            if shape != check[4] and not _fits(check[4], shape):
                 return False
             run.params[check[1]] = slot
             return True
@@ -53,7 +56,10 @@ def admits(run: Any, check: Check, arg: Any) -> bool:
             if check[5] is None or type(arg) is not check[5]:
                 return False
             arg = _as_fed(arg, check[3])
-        if arg is None or arg._datatype_enum() != check[3] or not _is_of(arg, check[4]):
+        if arg is None or arg._datatype_enum() != check[3]:
+            return False
+        shape = arg._shape_tuple()
+        if shape != check[4] and not _fits(check[4], shape):
             return False
         run.params[check[1]] = arg
         return True
@@ -84,10 +90,9 @@ def admits(run: Any, check: Check, arg: Any) -> bool:
     )
 
 
-def _is_of(arg: Any, pattern: tuple[Any, ...] | None) -> bool:
-    """Whether a tensor has a shape, or one that is like a pattern."""
-    shape = arg._shape_tuple()
-    return bool(shape == pattern) or (pattern is not None and fits(pattern, shape))
+def _fits(pattern: tuple[Any, ...] | None, shape: tuple[int, ...]) -> bool:
+    """Whether a shape is as in a pattern (`Spec`) that is not this very shape."""
+    return pattern is not None and None in pattern and fits(pattern, shape)
 
 
 def _is_known(check: Check, arg: Any) -> bool:

@@ -26,7 +26,7 @@ from terra_cx.run.divergence import Diverge
 from terra_cx.tf import native
 from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.opdefs import SHAPE_OPS, input_dtypes
-from terra_cx.tf.placeholder import Placeholder
+from terra_cx.tf.placeholder import Placeholder, resolve
 from terra_cx.tf.shape_inference import Inference, symbolic
 from terra_cx.tf.slots import Slot, Spec
 from terra_cx.trace.tracegraph import TraceGraph
@@ -187,7 +187,7 @@ def _symbol(step: Step, inputs: list[Any]) -> Any:
 def _specs(step: Step, flat: list[Any]) -> list[Any]:
     """What the inputs are without their values."""
     return [
-        (arg, dtype) if dtype == _RESOURCE else Spec(dtype, shape_of(arg))
+        (resolve(arg), dtype) if dtype == _RESOURCE else Spec(dtype, shape_of(arg))
         for arg, dtype in zip(flat, _dtypes(step, flat), strict=True)
     ]
 
@@ -196,10 +196,10 @@ def _values(step: Step, flat: list[Any]) -> list[Any]:
     """What the inputs are, with the values of those from which shapes may follow."""
     given: list[Any] = []
     for arg, dtype in zip(flat, _dtypes(step, flat), strict=True):
-        if type(arg) is Placeholder:
+        if dtype == _RESOURCE:
+            given.append((resolve(arg), dtype))
+        elif type(arg) is Placeholder:
             given.append(Spec(dtype, shape_of(arg)))
-        elif dtype == _RESOURCE:
-            given.append((arg, dtype))
         elif type(arg) is not EagerTensor:
             given.append((np.asarray(arg, native.dtype_of(dtype).as_numpy_dtype), dtype))
         elif _is_telling(arg):
