@@ -1,4 +1,4 @@
-"""Programs whose shapes, trip counts or ways change with every step: used by tests and by `tools/varying.py`.
+"""Programs whose shapes, trip counts or ways change with every step: used by tests and by `tools/vary.py`.
 
 Each is called with ``see``, which is given what reaches Python, and with how many steps to make. Inputs are made by
 NumPy from a fixed seed; no random numbers are drawn in TensorFlow.

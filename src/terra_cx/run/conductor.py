@@ -357,7 +357,9 @@ class Conductor:
             if anchor.stage is Stage.CO:
                 self._paced(anchor, seconds, not result.nothing_new)
         else:
-            anchor.traced(not result.nothing_new)
+            # Of a folded graph ways meet at every op: there is no end of edges, though all nodes are known.
+            new = result.nodes or result.widened if anchor.graph.folded else not result.nothing_new
+            anchor.traced(bool(new))
 
     # -- divergence ----------------------------------------------------------------------------------------------
     def on_divergence(self, skeleton: Skeleton, divergence: Diverge) -> Any:

@@ -134,6 +134,7 @@ class TraceGraph:
     def __init__(self, max_nodes: int = 20000, *, relaxed: bool = False, folded: bool = False) -> None:
         self.max_nodes = max_nodes
         self.relaxed = relaxed
+        self.folded = folded
         self.root = self._root()
         self.version = 0
         self.built = 0

@@ -1,6 +1,6 @@
 """Programs whose shapes, trip counts or ways never repeat: eager and co-executed, and what it took to learn them.
 
-    python tools/varying.py [translation|recurrence|depth|treebank ...] [--steps N] [--pace turns]
+    python tools/vary.py [translation|recurrence|depth|treebank ...] [--steps N] [--pace turns]
 
 For each program: whether all values and variables are eager's to the last bit; how many steps were co-executed, after
 how many fallbacks, with how many compiled functions; milliseconds a step (medians of quarters of the run). For the
@@ -57,8 +57,10 @@ def compare(name, steps, pace):
     """Run one program both ways and print what came of it."""
     program = PROGRAMS[name]
     eager = timed(program, steps)
-    runner = terra_cx.co_execute(quiet=True, pace=pace)(timed)
-    co = runner(program, steps)
+    runner = terra_cx.co_execute(quiet=True, pace=pace)(
+        program
+    )  # itself: the loops of what it calls are not seen
+    co = timed(runner, steps)
     report = runner.last_session.report()
     same = "identical" if co[:2] == eager[:2] else "DIFFERENT"
     regions, anchor = report["regions"], max(report["anchors"], key=lambda each: each["nodes"])
