@@ -112,7 +112,7 @@ def a_new_variable(number, w, x):
 
 
 def steps_that_never_repeat(number, w, x):
-    return tf.reduce_sum(tf.ones([number + 1]) * x[0, 0]) if number > 20 else x[0, 0]
+    return tf.nn.leaky_relu(x[0, 0], alpha=number / 1000.0) if number > 20 else x[0, 0]
 
 
 def plain(number, w, x):

@@ -22,10 +22,10 @@ _observers = []
 
 
 @contextmanager
-def recording():
-    """The recorder and the observer of a region that is recorded inside."""
+def recording(**options):
+    """The recorder and the observer of a region that is recorded inside; ``options`` are the recorder's."""
     boundary, observer = Boundary(), StatementObserver(UserCode())
-    recorder = Recorder(observer.locate, observer.user_mark)
+    recorder = Recorder(observer.locate, observer.user_mark, **options)
     recorder.observer = observer
     boundary.install()
     _observers.append(observer)
@@ -38,12 +38,12 @@ def recording():
         boundary.remove()
 
 
-def trace(function, *args, **kwargs):
+def trace(function, *args, options=None, **kwargs):
     """Record ``function(*args, **kwargs)`` as a region; its trace. The result is kept in ``trace.last``.
 
     How long Python was busy between ops is forgotten: it depends on the machine, and blocks are cut by it.
     """
-    with recording() as recorder:
+    with recording(**(options or {})) as recorder:
         recorder.observer.start(id(sys._getframe()))
         trace.last = function(*args, **kwargs)
     assert recorder.trace.refused is None, recorder.trace.refused
@@ -62,6 +62,11 @@ def graph_of(function, *arguments):
     for args in arguments or [()]:
         graph.merge(trace(function, *args))
     return graph
+
+
+def relaxed(function, *args):
+    """As `trace`, as it is done for a graph that is relaxed and folded (docs/design/shapes.md)."""
+    return trace(function, *args, live_tapes=True, relaxed=True)
 
 
 def ops(nodes):

@@ -15,6 +15,7 @@ from truth import both_ways
 
 from terra_cx.run import conductor
 from terra_cx.run.anchor import ActiveAnchor
+from terra_cx.trace import keys, tracegraph
 
 MANY = int(os.environ.get("FUZZ_PROGRAMS", "0"))
 """Other programs on each run, so many; 0: always the same few."""
@@ -58,3 +59,9 @@ def test_random_programs_with_live_tapes(monkeypatch):
 
 def test_random_programs_with_layers():
     assert compare(14, layers=True) > 14
+
+
+def test_random_programs_whose_shapes_and_histories_have_no_end(monkeypatch):
+    monkeypatch.setattr(keys, "FORMS", 1)
+    monkeypatch.setattr(tracegraph, "HISTORIES", 2)
+    compare(12)

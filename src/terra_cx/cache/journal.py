@@ -224,12 +224,7 @@ class Journal:
         if row is None or result.nothing_new:
             return
         if result.reset:
-            try:
-                rolled = [self._writer.loop(loop) for loop in sorted(graph.rolled)]
-            except Unstorable as error:
-                self.close(str(error))
-                return
-            self._rows.traces, self._rows.rolled, self._bytes = [], rolled, 0
+            self.restart(graph.rolled)
         else:
             self._rows.traces.append(row)
             self._bytes += len(row)
@@ -237,11 +232,18 @@ class Journal:
                 self.close("it goes on learning")
         self.changed = True
 
-    def restart(self) -> None:
-        """The TraceGraph is learned anew, in another way."""
+    def restart(self, rolled: Iterable[int]) -> None:
+        """The TraceGraph is learned anew, in another way; it knows of ``rolled`` loops."""
         self._stored = None
-        self._rows.traces, self._rows.rolled, self._bytes = [], [], 0
+        self._rows.traces, self._bytes = [], 0
         self._functions = None
+        self._roll(rolled)
+
+    def _roll(self, loops: Iterable[int]) -> None:
+        try:
+            self._rows.rolled = [self._writer.loop(loop) for loop in sorted(loops)]
+        except Unstorable as error:
+            self.close(str(error))
 
     def close(self, why: str) -> None:
         """Keep nothing of this anchor."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from terra_cx.levels import Level
-from terra_cx.tf.opdefs import Kind, lasting_attrs
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, lasting_attrs
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need, Rule
@@ -28,10 +28,10 @@ MAX_BLOCK = 3000
 """Steps in one block; longer runs are cut."""
 
 # Codes of argument checks, in the order in which the skeleton tests them.
-LOCAL, PARAM, KNOWN, CONST, RESOURCE, FEED, LIST = range(7)
+LOCAL, PARAM, KNOWN, CONST, RESOURCE, FEED, LIST, HELD, ANY = range(9)
 Check = tuple[Any, ...]
 """(LOCAL, flat output) | (PARAM, number, first use, dtype, shape, raw type) | (KNOWN, tensor, raw) | (CONST, value) |
-(RESOURCE, tensor) | (FEED, number, dtype, raw type) | (LIST, (checks...))"""
+(RESOURCE, tensor) | (FEED, number, dtype, raw type) | (LIST, (checks...)) | (HELD, dtype, type) | (ANY, dtype)"""
 
 
 @dataclass(slots=True)
@@ -92,8 +92,18 @@ class Step:
     """Whether it arrives by the fast path and comparing it with ``==`` is exact: the common case."""
     computed: bool = False
     """Whether the block computes its outputs (PURE, READ, WRITE): each gets a slot, and nothing else is done."""
+    relaxed: bool = False
+    """Whether the shapes of its results have to be worked out each time (`run.true_shapes`); ``specs`` are patterns."""
+    symbol: Any = None
+    """The op of the block's graph, if it has one: its attributes are those of the step."""
+    inference: Any = None
+    """Asks TensorFlow for shapes (`tf.shape_inference.Inference`)."""
+    shapes: dict[Any, Any] = field(default_factory=dict)
+    """What has been worked out."""
     values: tuple[Any, ...] = ()
     """For KNOWN: the recorded results."""
+    token: tuple[int, str] | None = None
+    """What live tapes are told of its place, and when that was made (`tf.backward.step_token`)."""
     inferred: tuple[Any, ...] | None = None
     """The further attributes that a tape is told, once one has been told (`run.live_skeleton`)."""
     results: tuple[Any, ...] = ()
@@ -119,6 +129,8 @@ class Block:
     places: list[tuple[int, int]] = field(default_factory=list)
     """For each flat output, its op's position within the block and its number among that op's outputs."""
     param_rules: list[Rule | None] = field(default_factory=list)
+    held: set[int] = field(default_factory=set)
+    """Flat outputs of DERIVED ops: Python has their values, the block does not compute them."""
     draws: dict[int, int] = field(default_factory=dict)
     """Flat output of a draw -> the parameter that carries its number."""
     resources: list[Any] = field(default_factory=list)
@@ -139,6 +151,10 @@ class Block:
     picked: Level | None = None
     """The level that was measured to be the fastest (`run.contest`)."""
     outputs: frozenset[int] = frozenset()
+    relaxed: bool = False
+    """Whether its ops may have tensors of other sizes in each run."""
+    sizes: set[Any] = field(default_factory=set)
+    """The shapes of its parameters, in runs so far, if it is relaxed (at most so many)."""
     eager: str | None = None
     """Why the block runs op by op for ever (its compiled form differed, or could not be built)."""
     barriers: bool = False
@@ -207,6 +223,10 @@ class _Builder:
             if rule.node.kind is Kind.KNOWN:
                 value = rule.node.call.values[rule.out]
                 return ("k", value), (KNOWN, value)
+            if rule.node.kind is Kind.DERIVED:
+                assert spec is not None
+                number, _ = self.param(("own", use), spec, rule)
+                return ("p", number), (PARAM, number, True, spec.dtype, spec.shape, None)
             flat = self.where.get((rule.node, rule.out))
             if flat is not None and rule.turn == 0:
                 draw = self.block.draws.get(flat)
@@ -250,7 +270,9 @@ class _Builder:
         call, block = node.call, self.block
         sources: list[tuple[Any, ...]] = []
         checks: list[Check] = []
-        if node.kind not in (Kind.OWNER, Kind.SOURCE):
+        if node.kind is Kind.DERIVED:
+            checks = [_held(call.op, rule) for rule in node.rules]
+        elif node.kind not in (Kind.OWNER, Kind.SOURCE):
             for index, rule in enumerate(node.rules):
                 source, check = self.source(rule, (node, index))
                 self.arguments[node, index] = source, check
@@ -268,6 +290,8 @@ class _Builder:
         self._step(node, call, tuple(_nest(checks, call.layout)) if checks else (), base, specs, first_op)
         if node.kind is Kind.KNOWN:
             block.steps[-1].values = call.values
+        if node.kind is Kind.DERIVED:
+            block.held.update(range(base, base + len(specs)))
         for out in range(len(specs)):
             self.where[(node, out)] = base + out
             block.owners.append((node, out))
@@ -387,6 +411,15 @@ class _Builder:
         return self.source(rule, use)[0]
 
 
+def _held(op: str, rule: Rule) -> Check:
+    """The check for an argument of a DERIVED op: its value must be there, or for an op of shapes only its shape."""
+    dtype = rule.dtype if rule.spec is None else rule.spec.dtype
+    if op in SHAPE_OPS:
+        return (ANY, dtype)
+    raw = rule.value if rule.need is Need.CONST else rule.raw
+    return (HELD, dtype, raw if isinstance(raw, type) or raw is None else type(raw))
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
@@ -437,6 +470,7 @@ def build_block(graph: TraceGraph, start: Node, uid: int, lower: Callable[[Block
 
 def _follow(graph: TraceGraph, start: Node, uid: int, cut: Cut | None) -> Block:
     builder = _Builder(uid)
+    builder.block.relaxed = graph.relaxed
     node: Node | None = start
     seen: set[Node] = set()
     reason: str | None = None

@@ -9,6 +9,10 @@ Order inside a block, by control edges:
 Where that order contradicts the program's (an op that may fail depends on a write, a second write may be refused) or
 that of the random draws, which are made before the block, the block has to end (`blocks.Cut`).
 
+In a relaxed block (`trace.tracegraph`) inference knows patterns only. There the skeleton works out the shapes of each
+run (`run.true_shapes`), holds them against the nodes' patterns, and diverges where they are others. So the graph is
+told the patterns, and what inference cannot tell about sizes makes no op fallible: they were validated.
+
 Shape inference on the graph, with guarded values as constants, decides which output shapes a placeholder may claim,
 and with the guards which ops may fail.
 """
@@ -95,8 +99,9 @@ def lower(block: Block) -> None:
         for op in block.ops:
             op.fallible = op.op != "ReadVariableOp"  # no shape is known
         for step in block.steps:
-            if step.kind in (Kind.PURE, Kind.READ, Kind.GRADIENT):
-                for spec in step.specs:
+            step.relaxed = False
+            for spec in step.specs:
+                if step.kind in (Kind.PURE, Kind.READ, Kind.GRADIENT) or spec.open:
                     spec.shape = None
     block.first_fallible = next((index for index, op in enumerate(block.ops) if op.fallible), None)
 
@@ -109,7 +114,14 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
     for flat, param in block.draws.items():
         symbols[flat] = feeds[param]
     order = _Order()
+    validated = {id(symbol) for symbol in feeds}
+    """Symbols whose shape is known whenever the block runs, though not here."""
     for step in block.steps:
+        if block.relaxed and step.kind is Kind.DRAW:
+            step.relaxed = any(spec.open for spec in step.specs) and not step.node.untold
+            if step.node.untold:
+                for spec in step.specs:
+                    spec.shape = None
         try:
             if step.kind is Kind.DRAW:
                 order.draw()
@@ -122,7 +134,9 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
                 for index, symbol in enumerate(outputs):
                     symbols[op.base + index] = symbol
                 if level is Level.EXACT:
-                    op.fallible = _may_fail(op, inputs, outputs, builder)
+                    step.symbol = operation
+                    told = block.relaxed and _relax(step, op, inputs, outputs, validated)
+                    op.fallible = _may_fail(op, inputs, outputs, builder, told)
                 if level is Level.XLA and not op.fallible and known_to_xla(operation):
                     for_xla.append(operation)
                 order.add(op, operation)
@@ -220,11 +234,35 @@ class _Order:
         return [*self._writes, *self._fallible]
 
 
-def _may_fail(op: FlatOp, inputs: list[Any], outputs: list[Any], builder: GraphBuilder) -> bool:
+def _relax(step: Step, op: FlatOp, inputs: list[Any], outputs: list[Any], validated: set[int]) -> bool:
+    """Whether the shapes of an op of a relaxed block are validated in each run; if so, tell the graph what is known."""
+    static = [GraphBuilder.static_shape(symbol) for symbol in (*inputs, *outputs)]
+    if None not in static and static[len(inputs) :] == [spec.shape for spec in op.specs]:
+        return True
+    if op.kind is Kind.WRITE or op.op == "ReadVariableOp" or step.node.untold:
+        return False
+    if not all(
+        shape is not None or id(symbol) in validated for symbol, shape in zip(inputs, static, strict=False)
+    ):
+        return False
+    if not all(
+        symbol.shape.is_compatible_with(spec.shape) for symbol, spec in zip(outputs, op.specs, strict=True)
+    ):
+        return False  # the kernel gives another shape than inference (FusedBatchNormGradV3)
+    for symbol, spec in zip(outputs, op.specs, strict=True):
+        symbol.set_shape(spec.shape)
+    step.relaxed = True
+    validated.update(map(id, outputs))
+    return True
+
+
+def _may_fail(
+    op: FlatOp, inputs: list[Any], outputs: list[Any], builder: GraphBuilder, told: bool = False
+) -> bool:
     if op.op == "ReadVariableOp":
         return False
     # The inputs' shapes too: a vector of unknown length added to one of three has three elements, if it is not refused.
-    static = all(builder.static_shape(symbol) is not None for symbol in (*inputs, *outputs))
+    static = told or all(builder.static_shape(symbol) is not None for symbol in (*inputs, *outputs))
     if op.kind is Kind.WRITE:
         # Writes compare the value's shape with the variable's, which is fixed if it was given in full.
         return not static or not all(builder.fixed(source[1]) for source in op.inputs if source[0] == "r")
@@ -253,7 +291,7 @@ def _claim_shapes(block: Block, lowered: Lowered) -> None:
             continue
         for index, spec in enumerate(step.specs):
             symbol = symbols.get(step.base + index)
-            if symbol is None:
+            if symbol is None or step.relaxed:
                 continue
             if builder.static_shape(symbol) != spec.shape:
                 # Not known; or not what the kernel gives, as with the empty outputs of FusedBatchNormGradV3.

@@ -18,9 +18,11 @@ from terra_cx.reasons import Reason
 from terra_cx.run.differences import Difference
 from terra_cx.run.elisions import Elisions
 from terra_cx.run.pace import Manner, Pace
+from terra_cx.tf.opdefs import Kind
+from terra_cx.trace.keys import FORMS
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
-__all__ = ["ActiveAnchor", "Fallback", "Stage"]
+__all__ = ["NEW_SIZES", "ActiveAnchor", "Fallback", "Stage"]
 
 MAX_UNSETTLED = 16
 """Traced regions in a row that each added something, after which the anchor is given up."""
@@ -28,6 +30,8 @@ _WINDOW = 20
 _PATIENCE = 60
 """Regions before an anchor that keeps diverging is given up: a program with ten ways through its step needs some thirty
 to go each of them once."""
+NEW_SIZES = 256
+"""Regions at sizes that no region had before which do not count where the pace is chosen."""
 _DIFFERENCES = 8
 """Kinds of difference that are kept of one kind of fallback: shapes that never repeat have no end."""
 
@@ -103,12 +107,17 @@ class ActiveAnchor:
     """What a cache holds of it, if there is one."""
     live_tapes: str | None = None
     """Why the gradients of its regions are taken op by op (`run.live_skeleton`), if they are."""
+    relaxed: str | None = None
+    """Why its blocks are for tensors of all sizes, if they are."""
     given_up: str | None = None
     regions: Counter[str] = field(default_factory=Counter)
     fallbacks: dict[tuple[Reason, str], Fallback] = field(default_factory=dict)
     eager_times: list[float] = field(default_factory=list)
     pace: Pace = field(default_factory=Pace)
     co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
+    new_sizes: int = 0
+    """Regions so far that had sizes which none before had."""
+    _patience: int = _PATIENCE
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _blocks: dict[Node, Block] = field(default_factory=dict)
     _versions: dict[Node, int] = field(default_factory=dict)
@@ -163,6 +172,10 @@ class ActiveAnchor:
         if self.settled >= self.needed:
             self.stage = Stage.CO
             self._prepare()
+        elif self.unsettled >= MAX_UNSETTLED and self._can_go_live():
+            self.go_live(
+                Reason.UNSETTLED, f"{self.unsettled} steps in a row asked for a gradient of another history"
+            )
         elif self.unsettled >= MAX_UNSETTLED:
             self.give_up(Reason.UNSETTLED, f"{self.unsettled} traced regions in a row each did something new")
 
@@ -179,6 +192,10 @@ class ActiveAnchor:
     def binds(self) -> bool:
         """Whether the region that will be traced is meant for nothing else than that."""
         return self.kept is not None and self.kept.journal.untried
+
+    def _can_go_live(self) -> bool:
+        """Whether it is the gradients that never settle: taken op by op, there are no more of them than ops."""
+        return self.live_tapes is None and any(node.kind is Kind.GRADIENT for node in self.graph)
 
     def outgrew(self) -> None:
         """A traced region had too many ops. Once may be an evaluation within; twice in a row it is the step."""
@@ -202,7 +219,7 @@ class ActiveAnchor:
         if whole:
             self.co_times.append(seconds)
         tried = self.regions["co_executed"] + self.regions["diverged"]
-        if tried >= _PATIENCE and sum(self._recent) < _WINDOW // 2:
+        if tried >= self._patience and sum(self._recent) < _WINDOW // 2:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
             self.give_up(
                 Reason.DIVERGES, f"{_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})"
@@ -229,10 +246,27 @@ class ActiveAnchor:
     def go_live(self, reason: Reason, detail: str) -> None:
         """Learn the step anew, with live tapes."""
         self.live_tapes = f"{reason}: {detail}"
+        self._learn_anew()
+
+    def _learn_anew(self) -> None:
         if self.kept is not None:
-            self.kept.journal.restart()
-        self.graph = TraceGraph(self.graph.max_nodes)
+            self.kept.journal.restart(self.graph.rolled)
+            if self.relaxed is not None:
+                self.kept.journal.close("its shapes go on changing")
+        rolled = self.graph.rolled
+        self.graph = TraceGraph(
+            self.graph.max_nodes, relaxed=self.relaxed is not None, folded=self.live_tapes is not None
+        )
+        self.graph.rolled.update(rolled)
+        self.unsettled = 0
+        self._patience = self.regions["co_executed"] + self.regions["diverged"] + _PATIENCE
         self.retrace()
+
+    def relax(self, op: str, line: str) -> None:
+        """Learn the step anew, for tensors of all sizes; gradients, which look at sizes, are then taken op by op."""
+        self.relaxed = f"{Reason.NEW_SHAPE}: {op} at {line} has more than {FORMS} shapes"
+        self.live_tapes = self.live_tapes or self.relaxed
+        self._learn_anew()
 
     def fell_back(self, reason: Reason, line: str, detail: str | Difference) -> Fallback:
         """Count a fallback."""
@@ -269,6 +303,7 @@ class ActiveAnchor:
             "nodes": len(self.graph),
             "blocks": len(self._blocks),
             "live_tapes": self.live_tapes,
+            "relaxed": self.relaxed,
             "elisions": None if self.elisions is None else self.elisions.as_dict(),
             "given_up": self.given_up,
             "warm_start": None if self.kept is None else self.kept.started,

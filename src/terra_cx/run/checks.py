@@ -11,11 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, Check, Step
+from terra_cx.compile.blocks import (
+    ANY,
+    CONST,
+    FEED,
+    HELD,
+    KNOWN,
+    LIST,
+    LOCAL,
+    PARAM,
+    RESOURCE,
+    Check,
+    Step,
+)
 from terra_cx.run.block_run import BlockRun
 from terra_cx.tf import native
 from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.placeholder import Placeholder
+from terra_cx.tf.slots import fits
 from terra_cx.trace.rules import same_const, same_known
 
 __all__ = ["admits", "bindings", "flat_checks"]
@@ -32,7 +45,10 @@ def admits(run: Any, check: Check, arg: Any) -> bool:
             return arg is bound or (type(arg) is Placeholder and arg._slot is bound)
         if type(arg) is Placeholder:
             slot = arg._slot
-            if slot.run is run or slot.spec.dtype != check[3] or arg._shape_tuple() != check[4]:
+            if slot.run is run or slot.spec.dtype != check[3]:
+                return False
+            shape = arg._shape_tuple()
+            if shape != check[4] and not _fits(check[4], shape):
                 return False
             run.params[check[1]] = slot
             return True
@@ -40,7 +56,10 @@ def admits(run: Any, check: Check, arg: Any) -> bool:
             if check[5] is None or type(arg) is not check[5]:
                 return False
             arg = _as_fed(arg, check[3])
-        if arg is None or arg._datatype_enum() != check[3] or arg._shape_tuple() != check[4]:
+        if arg is None or arg._datatype_enum() != check[3]:
+            return False
+        shape = arg._shape_tuple()
+        if shape != check[4] and not _fits(check[4], shape):
             return False
         run.params[check[1]] = arg
         return True
@@ -56,11 +75,24 @@ def admits(run: Any, check: Check, arg: Any) -> bool:
             return False
         run.params[check[1]] = tensor
         return True
+    if code == HELD:
+        if type(arg) is EagerTensor:
+            return bool(arg._datatype_enum() == check[1])
+        if type(arg) is Placeholder:
+            return arg._slot.value is not None and arg._slot.spec.dtype == check[1]
+        return type(arg) is check[2]
+    if code == ANY:
+        return isinstance(arg, EagerTensor) and bool(arg._datatype_enum() == check[1])
     return (
         isinstance(arg, (list, tuple))
         and len(arg) == len(check[1])
         and all(admits(run, inner, item) for inner, item in zip(check[1], arg, strict=True))
     )
+
+
+def _fits(pattern: tuple[Any, ...] | None, shape: tuple[int, ...]) -> bool:
+    """Whether a shape is as in a pattern (`Spec`) that is not this very shape."""
+    return pattern is not None and None in pattern and fits(pattern, shape)
 
 
 def _is_known(check: Check, arg: Any) -> bool:

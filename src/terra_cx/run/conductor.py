@@ -7,6 +7,7 @@ thread, at anchor visits or inside a divergence.
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from terra_cx.elide.entries import Entries
 from terra_cx.elide.functions import Functions
 from terra_cx.observe.importer import UserCode
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
-from terra_cx.run.anchor import ActiveAnchor, Stage
+from terra_cx.run.anchor import NEW_SIZES, ActiveAnchor, Stage
 from terra_cx.run.divergence import Diverge
 from terra_cx.run.elider import Elider
 from terra_cx.run.elisions import Elisions
@@ -105,6 +106,7 @@ class Conductor:
         self._uids = itertools.count()
         self._region_start = 0.0
         self._compiling = 0.0
+        self._asked = 0
         self._frame = 0
         self._code: Any = None
         self._skeletons: dict[int, Skeleton] = {}
@@ -145,6 +147,7 @@ class Conductor:
         if self.on_region is not None:
             self.on_region(anchor.line)
         self.current = anchor
+        self._asked = anchor.graph.asked
         self.visits.clear()
         self._region_start = time.perf_counter()
         self._frame = id(frame)  # not the frame: it would keep the user's variables alive
@@ -206,7 +209,8 @@ class Conductor:
 
     def _record(self, anchor: ActiveAnchor) -> Recorder:
         live = anchor.live_tapes is not None
-        recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live)
+        relaxed = anchor.graph.relaxed
+        recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live, relaxed=relaxed)
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
         # Not in the first trace, whose calls may still build what they need, nor in the rest of a region that diverged.
@@ -267,7 +271,9 @@ class Conductor:
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
-        if self.measures:
+        if anchor.graph.asked != self._asked and anchor.new_sizes < NEW_SIZES:
+            anchor.new_sizes += 1  # the next time it will take less
+        elif self.measures:
             anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:
@@ -346,7 +352,12 @@ class Conductor:
         if not diverged and self.warming.taken_up(anchor, recorder):
             return
         result = self.warming.merged(anchor, trace)
-        if result.reset:
+        if result.outgrown is not None:
+            anchor.relax(result.outgrown.op, place_of(result.outgrown.site))
+        elif result.endless is not None and anchor.live_tapes is None:
+            site = result.endless.site
+            anchor.go_live(Reason.NEW_GRADIENT, f"the one at {place_of(site)} has too many histories")
+        elif result.reset:
             anchor.retrace()
         elif recorder.calls is not None and anchor.elisions is not None:
             anchor.elisions.learn(trace, recorder.calls.found)
@@ -357,7 +368,9 @@ class Conductor:
             if anchor.stage is Stage.CO:
                 self._paced(anchor, seconds, not result.nothing_new)
         else:
-            anchor.traced(not result.nothing_new)
+            # Of a folded graph ways meet at every op: there is no end of edges, though all nodes are known.
+            new = result.nodes or result.widened if anchor.graph.folded else not result.nothing_new
+            anchor.traced(bool(new))
 
     # -- divergence ----------------------------------------------------------------------------------------------
     def on_divergence(self, skeleton: Skeleton, divergence: Diverge) -> Any:
@@ -523,6 +536,11 @@ class Conductor:
             f"terra-cx: still {where} after {self.options.watchdog:g} s; Python is at {line}, "
             f"the graph at {graph}\n"
         )
+
+
+def place_of(site: Any) -> str:
+    """``file:line`` of a site, without the folder."""
+    return f"{os.path.basename(site.filename)}:{site.line}"
 
 
 _OURS = __file__.rsplit("/", 2)[0]

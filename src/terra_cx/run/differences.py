@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, Check, Step
+from terra_cx.compile.blocks import (
+    ANY,
+    CONST,
+    FEED,
+    HELD,
+    KNOWN,
+    LIST,
+    LOCAL,
+    PARAM,
+    RESOURCE,
+    Check,
+    Step,
+)
 from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun
 from terra_cx.run.checks import admits
@@ -138,9 +150,9 @@ def _of_shape(step: Step, args: tuple[Any, ...]) -> Difference:
     inputs = args[: step.width] if step.form == "F" else args[0]
     flat = [item for arg in inputs for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
     for item, spec in zip(flat, step.node.call.input_specs, strict=True):
-        if type(item) is Placeholder and item._slot.spec.shape is None and spec is not None:
-            value = item._slot.value
-            new = _shape(None if value is None else value._shape_tuple())
+        if type(item) is Placeholder and spec is not None:
+            value, told = item._slot.value, item._slot.spec.shape
+            new = _shape(told if value is None else value._shape_tuple())
             if new != _shape(spec.shape):
                 return Difference("shape", step.op, "input", new, _shape(spec.shape))
     return _untold(step.op)
@@ -293,6 +305,8 @@ def _of_argument(run: BlockRun, check: Check, arg: Any) -> tuple[str, str, str]:
         return ("value" if type(arg) is type(check[1]) else "type"), _value(arg), _value(check[1])
     if code == RESOURCE:
         return "variable", f"another {_variable(arg)}", f"one {_variable(check[1])}"
+    if code in (HELD, ANY):
+        return "value", "one that is still to be computed", "one that Python holds"
     if code == FEED:
         return "type", _article(type(arg)), f"{_article(check[3])} ({_dtype(check[2])})"
     return "other", _value(arg), "another"

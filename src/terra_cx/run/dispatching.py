@@ -66,12 +66,16 @@ def _have_room(frames: int) -> None:
 class Dispatching:
     """The regions of one skeleton.
 
+    ``live`` says whether its tapes are told of each op (`run.live_skeleton`).
+
     Args:
         graph: the anchor's TraceGraph.
         handover: takes the runs to the graph runner.
         diverged: told about a divergence; recovers and returns the handler that goes on with the region (a
             recorder).
     """
+
+    live = False
 
     def __init__(self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge], Any]) -> None:
         self.graph = graph
@@ -216,7 +220,7 @@ class Dispatching:
         if keep:
             kept = {op.base for op in block.ops if op.kind is Kind.READ} | set(block.draws)
             alive = sorted({*alive, *(flat for flat in kept if run.slots[flat] is not None)})
-        live = frozenset(alive) - block.draws.keys()
+        live = frozenset(alive) - block.draws.keys() - block.held
         if run.complete and not live <= block.outputs:
             block.outputs = block.outputs | live
         outputs = block.outputs

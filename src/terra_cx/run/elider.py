@@ -28,7 +28,7 @@ from terra_cx.run.checks import admits, flat_checks
 from terra_cx.run.elisions import Elisions, to_be_compared
 from terra_cx.tf import native
 from terra_cx.tf.native import REAL
-from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind
 from terra_cx.tf.placeholder import Placeholder, new_placeholder
 from terra_cx.tf.slots import Slot, Spec
 from terra_cx.tf.variable_writes import is_written, written_again
@@ -245,6 +245,8 @@ class Elider:
             step = steps[pos + number]
             if step.kind not in _computed and step.kind is not Kind.KNOWN:
                 return None
+            if step.relaxed or (block.relaxed and step.op in SHAPE_OPS):
+                return None  # its shapes have to be worked out
             sources = call.wiring[index + number]
             for check, source in zip(flat_checks(step), sources, strict=False):
                 if not self._wire(stretch, check, source, index, steps):

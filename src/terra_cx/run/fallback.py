@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from terra_cx.compile.blocks import KNOWN, LOCAL, PARAM
+from terra_cx.compile.blocks import KNOWN, LOCAL, PARAM, FlatOp
 from terra_cx.run.block_run import BlockRun
 from terra_cx.run.checks import flat_checks
 from terra_cx.run.eager import call_native, feeds_of, inputs_of
 from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.uninterrupted import Uninterrupted
-from terra_cx.tf.native import REAL, record_gradient
-from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.backward import token
+from terra_cx.tf.native import REAL, EagerTensor, record_gradient, unrecorded
+from terra_cx.tf.opdefs import Kind, inferred_attrs
 from terra_cx.tf.slots import Slot, Spec
 from terra_cx.trace.recorder import Recorder
 from terra_cx.trace.records import Call, Captured, Known, Local, Ref, Resource, TapeEvent
@@ -55,7 +56,7 @@ def _rebuild_all(skeleton: Skeleton) -> None:
     rebuild(skeleton)
     if skeleton.log.tapes and skeleton.log.askable():
         with Uninterrupted():
-            _Replay(skeleton.log).go()
+            _Replay(skeleton.log, skeleton.live).go()
 
 
 def rebuild(skeleton: Skeleton) -> None:
@@ -66,15 +67,16 @@ def rebuild(skeleton: Skeleton) -> None:
         kept, skeleton.kept = skeleton.kept, []
         for log in kept:
             if log.askable():
-                _Replay(log).go()
+                _Replay(log, skeleton.live).go()
             log.release()
 
 
 class _Replay:
     """Repeats a region's log on the owner thread so that the native tapes hold what they would in eager."""
 
-    def __init__(self, log: RegionLog) -> None:
+    def __init__(self, log: RegionLog, live: bool) -> None:
         self.log = log
+        self.live = live
         self.events = list(log.events)
 
     def go(self) -> None:
@@ -122,8 +124,10 @@ class _Replay:
             name, op, outputs, inputs, rest = event.args
             REAL[name](op, [_real(item) for item in outputs], [_real(item) for item in inputs], *rest)
         elif event.what == "gradient":
-            op, inputs, attrs, outputs = event.args
-            record_gradient(op, [_real(item) for item in inputs], attrs, [_real(item) for item in outputs])
+            op, inputs, attrs, outputs, scope = event.args
+            record_gradient(
+                op, [_real(item) for item in inputs], attrs, [_real(item) for item in outputs], scope
+            )
 
     def _run(self, run: BlockRun) -> None:
         """Tell the tapes of one run's ops: pure ones are executed again, effects are not."""
@@ -140,18 +144,33 @@ class _Replay:
             for op in block.ops[step.ops[0] : step.ops[1]]:
                 inputs = inputs_of(op, values, feeds)
                 if op.kind is Kind.PURE:
-                    results = call_native(op, inputs)
-                    if op.form == "E" and not REAL["TFE_Py_TapeSetIsEmpty"]():
-                        # The fast path tells the tapes itself; on the slow path generated Python code does.
-                        record_gradient(op.op, inputs, op.attrs, results)
+                    results = self._again(op, inputs, step.node.call.site)
                 elif op.kind is Kind.READ:
                     results = self._recorded(run, op.base, len(op.specs))
-                    record_gradient(op.op, inputs, op.attrs, results)
+                    scope = token(step.node.call.site) if self.live else ""
+                    record_gradient(op.op, inputs, op.attrs, results, scope)
                 else:
                     continue
                 for index, value in enumerate(results):
                     values[op.base + index] = value
                     self._settle(run, op.base + index, value)
+
+    def _again(self, op: FlatOp, inputs: list[Any], site: Any) -> list[Any]:
+        """Execute a pure op again; the tapes are told of it, live ones also of its place (`tf.backward`)."""
+        placed = self.live and all(isinstance(value, EagerTensor) for value in inputs)
+        if REAL["TFE_Py_TapeSetIsEmpty"]() or (op.form == "F" and not placed):
+            return call_native(op, inputs)  # the fast path tells the tapes itself
+        if op.form == "E":  # generated Python code does
+            results = call_native(op, inputs)
+            record_gradient(op.op, inputs, op.attrs, results, token(site) if self.live else "")
+        elif REAL["TFE_Py_TapeSetIsStopped"]():
+            results = call_native(op, inputs)
+        else:
+            with unrecorded():
+                results = call_native(op, inputs)
+            inferred = inferred_attrs(op.op, op.layout, [value._datatype_enum() for value in inputs])
+            record_gradient(op.op, inputs, (*op.attrs, *inferred), results, token(site))
+        return results
 
     @staticmethod
     def _recorded(run: BlockRun, base: int, count: int) -> list[Any]:
@@ -203,6 +222,13 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
         found = recorder.known(item)
         return found if found is not None else recorder.adopt(item, Known(item, recorder.next_ext()))
 
+    for run in log.runs:
+        for step in run.block.steps[: run.pos]:
+            if step.kind is Kind.DERIVED:
+                for out, slot in enumerate(run.slots[step.base : step.base + len(step.specs)]):
+                    value = slot.value  # type: ignore[union-attr]  # it was made with the step
+                    made = Known(value, Local(run.start + step.position, out))
+                    externals[id(value)] = recorder.adopt(value, made)
     for run in log.runs:
         for step in run.block.steps[: run.pos]:
             recorder.trace.calls.append(_call(run, step, ref_of, known))

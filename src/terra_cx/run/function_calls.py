@@ -287,6 +287,8 @@ def learned(
     for step, args in notes.commits:
         if step.kind not in _KINDS or (step.kind is not Kind.KNOWN and not step.computed):
             raise Unfit
+        if step.relaxed or (run.block.relaxed and step.op in SHAPE_OPS):
+            raise Unfit
         if step.op in SHAPE_OPS and any(
             spec is None or spec.shape is None for spec in step.node.call.input_specs
         ):

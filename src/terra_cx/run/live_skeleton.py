@@ -23,10 +23,10 @@ from terra_cx.compile.blocks import Step
 from terra_cx.run.block_run import BlockRun
 from terra_cx.run.checks import bindings
 from terra_cx.run.skeleton import Skeleton
-from terra_cx.tf import native
+from terra_cx.tf import backward, native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.native import REAL, EagerTensor
-from terra_cx.tf.opdefs import inferred_attrs
+from terra_cx.tf.opdefs import Kind, inferred_attrs
 from terra_cx.tf.placeholder import Placeholder
 
 __all__ = ["LiveSkeleton"]
@@ -39,6 +39,13 @@ _tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 class LiveSkeleton(Skeleton):
     """See the module's page."""
 
+    live = True
+
+    def begin(self) -> None:
+        """A region starts."""
+        super().begin()
+        backward.follow(self.position)
+
     def commit(self, run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
         """As `Skeleton.commit`; then the tapes are told, as native code does on the fast path."""
         answer = super().commit(run, step, args, name)
@@ -46,10 +53,11 @@ class LiveSkeleton(Skeleton):
             outputs = list(_flat(answer))
             if outputs:
                 inputs = _inputs(run, step, args)
-                if step.inferred is None:
+                if step.inferred is None or step.kind is Kind.OWNER:  # which may be given more, or less
                     dtypes = [tensor._datatype_enum() for tensor in inputs]
-                    step.inferred = inferred_attrs(step.op, step.node.call.layout, dtypes)
-                self._tell(step.op, inputs, (*args[step.width :], *step.inferred), outputs)
+                    step.inferred = inferred_attrs(step.op, _layout(step, args), dtypes)
+                scope = backward.step_token(step)
+                self._tell(step.op, inputs, (*args[step.width :], *step.inferred), outputs, scope)
         return answer
 
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -64,11 +72,11 @@ class LiveSkeleton(Skeleton):
             return function.own(*args, **kwargs)
         return super().function_call(function, args, kwargs)
 
-    def _tell(self, op: Any, inputs: list[Any], attrs: Any, outputs: list[Any], *scope: Any) -> None:
-        _record(op, inputs, attrs, outputs, *(scope or ("",)))
+    def _tell(self, op: Any, inputs: list[Any], attrs: Any, outputs: list[Any], scope: str) -> None:
+        _record(op, inputs, attrs, outputs, scope)
         if not all(type(tensor) is Placeholder for tensor in outputs):
             # A rebuild executes validated ops again, and tells the tapes of them; this one it would not.
-            self._event("gradient", args=(op, _kept(inputs), attrs, _kept(outputs)))
+            self._event("gradient", args=(op, _kept(inputs), attrs, _kept(outputs), scope))
 
     def tape_watch(self, tape: Any, tensor: Any) -> Any:
         """``TFE_Py_TapeWatch``: noted, and told."""
@@ -90,7 +98,7 @@ class LiveSkeleton(Skeleton):
         tensors = all(isinstance(tensor, EagerTensor) for tensor in outputs)
         if not self._mine() or not tensors:
             return super().record_gradient(op, inputs, attrs, outputs, *scope)
-        return self._tell(op, list(inputs), attrs, list(outputs), *scope)
+        return self._tell(op, list(inputs), attrs, list(outputs), backward.token(self.here().call.site))
 
     def query(self, name: str, *args: Any) -> Any:
         """A native question about tensors; the tapes know the answer."""
@@ -108,7 +116,10 @@ class LiveSkeleton(Skeleton):
             return super().tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
         if not self.log.persistent(number):
             self.log.consumed.add(number)  # now: a divergence on the way must not rebuild it
-        return REAL["TFE_Py_TapeGradient"](tape, target, sources, output_gradients, sources_raw, unconnected)
+        with backward.asked():
+            return REAL["TFE_Py_TapeGradient"](
+                tape, target, sources, output_gradients, sources_raw, unconnected
+            )
 
 
 def _flat(answer: Any) -> Iterator[Any]:
@@ -138,6 +149,12 @@ def _inputs(run: BlockRun, step: Step, args: tuple[Any, ...]) -> list[Any]:
             known = bound[index] if index < len(bound) else None
             flat[index] = known if isinstance(known, EagerTensor) else _converted(arg, dtypes[index])
     return flat
+
+
+def _layout(step: Step, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """The layout of an op's arguments, as `trace.records.Call` has it."""
+    layout: tuple[int, ...] = step.node.call.layout
+    return tuple(len(arg) if count >= 0 else -1 for arg, count in zip(args, layout, strict=False))
 
 
 def _converted(value: Any, dtype: int | None) -> Any:

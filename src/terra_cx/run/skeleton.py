@@ -30,6 +30,7 @@ from terra_cx.run.divergence import Diverge
 from terra_cx.run.handover import Handover
 from terra_cx.run.region_log import Event
 from terra_cx.run.taping import Taping
+from terra_cx.run.true_shapes import derived, shape_of, specs_of
 from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.datasets import Independence
@@ -271,11 +272,12 @@ class Skeleton(Taping):
             self.keep_arguments(run, step)
         if not step.computed:
             run.draws[base] = Draw(step, step.op, step.form, name, resolve_all(args))
+        specs = specs_of(self.graph, step, args) if step.relaxed else step.specs
         if step.pack == 0:
-            slot = slots[base] = Slot(step.specs[0], run, base)
+            slot = slots[base] = Slot(specs[0], run, base)
             answer: Any = new_placeholder(slot)
         else:
-            made = [Slot(spec, run, base + index) for index, spec in enumerate(step.specs)]
+            made = [Slot(spec, run, base + index) for index, spec in enumerate(specs)]
             slots[base : base + len(made)] = made
             answer = _unpack(step.pack, [new_placeholder(slot) for slot in made])
             del made
@@ -293,6 +295,13 @@ class Skeleton(Taping):
                 raise Diverge(Reason.NEW_SHAPE, of_shape(step, args))
             self.advance(run, step)
             return _unpack(step.pack, step.values)
+        if step.kind is Kind.DERIVED:
+            values = derived(step, args, lambda: self.natively(step, args, name))
+            for flat, value in enumerate(values, step.base):
+                run.slots[flat] = held = Slot(step.specs[flat - step.base], run, flat)
+                held.value = value
+            self.advance(run, step)
+            return _unpack(step.pack, values)
         if step.kind is Kind.OWNER or not self.independent.of((args if step.form == "F" else args[0])[0]):
             return self.on_owner(run, step, args, name)
         result = self.natively(step, args, name)
@@ -309,6 +318,11 @@ class Skeleton(Taping):
         """Whether the arguments of a shape op have the recorded shapes; one that only its value tells is fetched."""
         inputs = args[: step.width] if step.form == "F" else args[0]
         flat = [item for arg in inputs for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+        if self.graph.relaxed:
+            specs = step.node.call.input_specs
+            return all(
+                spec is None or shape_of(arg) == spec.shape for arg, spec in zip(flat, specs, strict=True)
+            )
         for item, spec in zip(flat, step.node.call.input_specs, strict=True):
             if type(item) is not Placeholder or item._slot.spec.shape is not None or spec is None:
                 continue

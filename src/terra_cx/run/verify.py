@@ -3,20 +3,22 @@
 The one-by-one run is the truth: its values go to Python and its state stays. The compiled function then runs once more
 from the same starting state, and its outputs and the variables it wrote are compared. A block that differs is compiled
 again with an ``Identity`` on every edge (kernels that oneDNN merged across ops no longer meet); if it still differs it
-runs op by op for ever, and the report says so.
+runs op by op for ever, and the report says so. A relaxed block is compared again at sizes that are new.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from terra_cx.compile.blocks import Block
 from terra_cx.tf import native
 from terra_cx.tf.opdefs import Kind
 
-__all__ = ["Snapshot", "same_bits"]
+__all__ = ["Snapshot", "is_to_be_verified", "same_bits"]
 
+_MOST_SIZES = 4096
+"""Combinations of sizes that are remembered of a block."""
 _OPAQUE = frozenset({20, 21})  # resource, variant
 
 
@@ -30,6 +32,23 @@ def same_bits(a: Any, b: Any) -> bool:
     if x.dtype == object:
         return bool((x == y).all())
     return x.tobytes() == y.tobytes()
+
+
+def is_to_be_verified(block: Block, feeds: Sequence[Any]) -> bool:
+    """Whether a run of a relaxed block is to be compared: its sizes are new, and kernels may choose by sizes.
+
+    Sizes that were not there before are, at falling frequency: the 1st, 2nd, 4th, 8th, ... of a block.
+
+    Args:
+        block: the block.
+        feeds: its parameters; those of draws may be None.
+    """
+    sizes = tuple(None if feed is None else feed._shape_tuple() for feed in feeds)
+    if sizes in block.sizes or len(block.sizes) >= _MOST_SIZES:
+        return False
+    block.sizes.add(sizes)
+    number = len(block.sizes)
+    return number & (number - 1) == 0
 
 
 class Snapshot:

@@ -47,6 +47,11 @@ class Warming:
         anchor.kept = self._guarded(lambda: cache.opened(anchor.id))
         if anchor.kept is not None:
             anchor.live_tapes = anchor.kept.live_tapes
+            anchor.graph = self._empty(anchor)
+
+    @staticmethod
+    def _empty(anchor: ActiveAnchor) -> TraceGraph:
+        return TraceGraph(anchor.graph.max_nodes, folded=anchor.live_tapes is not None)
 
     def passed_over(self, anchor: ActiveAnchor, trace: Trace) -> bool:
         """Whether a region was only meant to bind what is stored and cannot even be recorded; it is done with then.
@@ -66,7 +71,7 @@ class Warming:
         if kept is None or cache is None or not kept.journal.waiting:
             return False
         try:
-            warm = self._guarded(lambda: kept.journal.warm(trace, TraceGraph(anchor.graph.max_nodes)))
+            warm = self._guarded(lambda: kept.journal.warm(trace, self._empty(anchor)))
         except Malformed as why:
             cache.unusable(kept, str(why))
             return False

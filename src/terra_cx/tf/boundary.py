@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tensorflow.python.eager import context as _context
 
-from terra_cx.tf import gradient_tape, native, strided_slice, variable_writes
+from terra_cx.tf import backward, gradient_tape, native, strided_slice, variable_writes
 from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 from terra_cx.tf.reads import telling
@@ -298,6 +298,7 @@ class Boundary:
                 setattr(pywrap_tfe, name, function)
         _callbacks.put(lambda *a: self.handler.query("Context.add_op_callback", *a))
         strided_slice.install()
+        backward.install()
         gradient_tape.install(lambda: self.handler.follows())
         variable_writes.install(lambda: self.handler.follows())
         HostCallbacks.__call__ = lambda *a: resolve_all(native.call_host(*a))
@@ -313,6 +314,7 @@ class Boundary:
                 setattr(pywrap_tfe, name, REAL[name])
         _callbacks.take_back()
         strided_slice.remove()
+        backward.remove()
         gradient_tape.remove()
         variable_writes.remove()
         HostCallbacks.__call__ = native.call_host

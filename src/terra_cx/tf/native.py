@@ -9,7 +9,8 @@ Source: ``tensorflow/python/pywrap_tfe.py``, ``tensorflow/python/framework/ops.p
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ __all__ = [
     "run_fast",
     "strategy",
     "tensor_shape",
+    "unrecorded",
     "wait_for_all",
 ]
 
@@ -211,6 +213,21 @@ def run_execute(device: str | None, op: Any, inputs: Sequence[Any], attrs: Any, 
         raise _core._status_to_exception(error) from None
 
 
-def record_gradient(op: str, inputs: Sequence[Any], attrs: Any, outputs: Sequence[Any]) -> None:
-    """Tell the open tapes about an op that ran by the slow path, as generated op code does after it."""
-    REAL["TFE_Py_RecordGradient"](op, inputs, attrs, outputs, "")
+def record_gradient(
+    op: str, inputs: Sequence[Any], attrs: Any, outputs: Sequence[Any], scope: str = ""
+) -> None:
+    """Tell the open tapes about an op, as generated op code does after one that ran by the slow path.
+
+    ``scope`` is given to its gradient function (`tf.backward`).
+    """
+    REAL["TFE_Py_RecordGradient"](op, inputs, attrs, outputs, scope)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Ops that run meanwhile are told to no tape."""
+    REAL["TFE_Py_TapeSetStopOnThread"]()
+    try:
+        yield
+    finally:
+        REAL["TFE_Py_TapeSetRestartOnThread"]()

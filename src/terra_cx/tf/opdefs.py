@@ -51,6 +51,8 @@ class Kind(Enum):
     """Runs on the owner thread at once: the next element of an iterator, which no pending op can influence."""
     KNOWN = "known"
     """Its inputs are guarded by value, so the recorded result is the answer."""
+    DERIVED = "derived"
+    """A small op of shapes, or of values that Python holds, which differ between steps: the owner does it at once."""
     GRADIENT = "gradient"
     """A whole ``tape.gradient`` call: a function of the validated ops and tape events."""
 
@@ -84,9 +86,11 @@ _DRAWS = frozenset(
     }
 )
 _SOURCES = frozenset({"IteratorGetNext", "IteratorGetNextSync", "IteratorGetNextAsOptional"})
-_PASSED_ON = {Kind.DRAW: frozenset({"seed", "seed2"}), Kind.OWNER: frozenset({"token"})}
+COUNTS = frozenset({"N", "num", "num_split"})
+"""Attributes that say how many tensors an op takes or gives."""
+_PASSED_ON = {Kind.DRAW: frozenset({"seed", "seed2"}), Kind.OWNER: frozenset({"token"}) | COUNTS}
 """Attributes that change on every call and are passed on as they come: a draw's seeds when only the global seed is set,
-the number under which a host callback is registered."""
+the number under which a host callback is registered, how many tensors there are."""
 
 SHAPE_OPS = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 """Ops whose result follows from the static shape of their inputs."""

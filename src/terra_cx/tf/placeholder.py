@@ -81,7 +81,10 @@ class Placeholder(ops._EagerTensorBase):
 
     @_handle_data.setter
     def _handle_data(self, value: Any) -> None:
-        self._slot.resolve()._handle_data = value
+        if (
+            value is not None or self._slot.spec.dtype == 20
+        ):  # `tf.identity` passes on what its argument has: None
+            self._slot.resolve()._handle_data = value
 
     @property
     def device(self) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-__all__ = ["Filler", "Slot", "Spec"]
+__all__ = ["Filler", "Slot", "Spec", "fits"]
 
 
 class Filler(Protocol):
@@ -20,21 +20,42 @@ class Filler(Protocol):
 
 
 class Spec:
-    """Dtype (``DataType`` enum) and shape of a tensor; ``shape`` is None when only the value can tell it."""
+    """Dtype (``DataType`` enum) and shape of a tensor; ``shape`` is None when only the value can tell it.
+
+    The specs of the TraceGraph's nodes, and of the parameters of blocks, may have dimensions that are None: sizes that
+    differ from step to step. Those of slots never have.
+    """
 
     __slots__ = ("dtype", "shape", "tensor_shape")
 
-    def __init__(self, dtype: int, shape: tuple[int, ...] | None) -> None:
+    def __init__(self, dtype: int, shape: tuple[Any, ...] | None) -> None:
         self.dtype = dtype
         self.shape = shape
         self.tensor_shape: Any = None
 
-    def key(self) -> tuple[int, tuple[int, ...] | None]:
+    def key(self) -> tuple[int, tuple[Any, ...] | None]:
         """A hashable form."""
         return self.dtype, self.shape
 
+    @property
+    def open(self) -> bool:
+        """Whether a dimension is any."""
+        return self.shape is not None and None in self.shape
+
+    def admits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a shape is this one, but for dimensions that may be any."""
+        mine = self.shape
+        return mine is not None and fits(mine, shape)
+
     def __repr__(self) -> str:
         return f"Spec({self.dtype}, {self.shape})"
+
+
+def fits(pattern: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a shape is as in a pattern, whose None may be any size."""
+    return len(pattern) == len(shape) and all(
+        size is None or size == given for size, given in zip(pattern, shape, strict=True)
+    )
 
 
 class Slot:

@@ -11,19 +11,21 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
 import numpy as np
 
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
-from terra_cx.tf import native
+from terra_cx.tf import backward, native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail, has_foreign_gradient
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
-from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify, input_dtypes
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify, inferred_attrs, input_dtypes
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 from terra_cx.tf.slots import Spec
+from terra_cx.trace.keys import BACKWARD
 from terra_cx.trace.records import Call, Captured, Const, Ext, Known, Local, Ref, Resource, TapeEvent, Trace
 
 __all__ = ["MAX_KNOWN", "Recorder", "is_guardable", "pack_outputs"]
@@ -31,6 +33,7 @@ __all__ = ["MAX_KNOWN", "Recorder", "is_guardable", "pack_outputs"]
 MAX_KNOWN = 32
 """Host tensors of at most this many elements are guarded by value."""
 
+_MOST_SIZES = 4096
 _RESOURCE = 20
 _VARIANT = 21
 _GUARDED = frozenset({3, 9, 10, 6, 4, 5, 17, 22, 23})  # the integer types and bool
@@ -44,6 +47,15 @@ _gradient = REAL["TFE_Py_TapeGradient"]
 def is_guardable(tensor: Any) -> bool:
     """Whether a host tensor is small and of a type that shapes, axes and conditions have."""
     return tensor._datatype_enum() in _GUARDED and tensor._num_elements() <= MAX_KNOWN
+
+
+def _is_list(tensor: Any) -> bool:
+    """Whether it is a list of integers or conditions, as long as texts and pictures are in any direction."""
+    return (
+        tensor._datatype_enum() in _GUARDED
+        and len(tensor._shape_tuple()) == 1
+        and tensor._num_elements() <= _MOST_SIZES
+    )
 
 
 def pack_outputs(result: Any) -> tuple[Any, list[Any]]:
@@ -103,12 +115,22 @@ class Recorder:
         locate: gives the site of an op issued below a frame.
         user_mark: counts calls of user functions.
         live_tapes: whether the ops of a gradient are noted one by one, as all others, not as one composite call.
+        relaxed: whether shapes go on changing: then what has two dimensions is data, and no shape or axis, however
+            small it is; and what follows from shapes alone is known, however many sizes there are.
     """
 
     def __init__(
-        self, locate: Callable[[Any], Any], user_mark: Callable[[], int], *, live_tapes: bool = False
+        self,
+        locate: Callable[[Any], Any],
+        user_mark: Callable[[], int],
+        *,
+        live_tapes: bool = False,
+        relaxed: bool = False,
     ) -> None:
         self.trace = Trace()
+        self.relaxed = relaxed
+        if live_tapes:
+            backward.follow(lambda: self.position)
         self.live_tapes = live_tapes
         self.position = 0
         self._locate = locate
@@ -187,7 +209,7 @@ class Recorder:
             made = self.next_ext()
             if self.kept is not None:
                 self.kept[made.number] = tensor
-            if is_guardable(tensor):
+            if is_guardable(tensor) and not (self.relaxed and len(tensor._shape_tuple()) > 1):
                 made = Known(tensor, made)
         self.adopt(tensor, made)
         return made
@@ -224,6 +246,13 @@ class Recorder:
             else:
                 values[index] = flat[-1]
         start = time.perf_counter()
+        if taped and self.live_tapes and self._tells(op, flat):
+            with native.unrecorded():
+                result = _fast(ctx, op, name, *values, *attrs)
+            self._note(op, "F", attrs, tuple(layout), flat, consts, result, name, start, raws)
+            inferred = inferred_attrs(op, tuple(layout), [tensor._datatype_enum() for tensor in flat])
+            native.record_gradient(op, flat, (*attrs, *inferred), pack_outputs(result)[1], self._token())
+            return result
         self._inside = classify(op) is Kind.OWNER
         try:
             result = _fast(ctx, op, name, *values, *attrs)
@@ -231,6 +260,19 @@ class Recorder:
             self._inside = False
         self._note(op, "F", attrs, tuple(layout), flat, consts, result, name, start, raws)
         return result
+
+    @staticmethod
+    def _tells(op: str, flat: list[Any]) -> bool:
+        """Whether the tapes are told of an op here, with its place, and not by native code.
+
+        A host callback may use tapes of its own.
+        """
+        return classify(op) is not Kind.OWNER and all(isinstance(tensor, EagerTensor) for tensor in flat)
+
+    def _token(self) -> str:
+        """What tapes are told of the last op's place."""
+        last = self.trace.calls[-1] if self.trace.calls else None
+        return "" if last is None or last.position != self.position - 1 else backward.token(last.site)
 
     @staticmethod
     def _converted(item: Any, dtype: int | None, taped: bool, raws: dict[int, Any], index: int) -> Any:
@@ -332,7 +374,7 @@ class Recorder:
             self._refs.clear()
             self.on_overrun()
             return
-        call.site = self._locate(sys._getframe(2))
+        call.site = self._placed(self._locate(sys._getframe(2)))
         if native.only_device() is None and native.context().device_name:
             self.refuse(Reason.DEVICE_SCOPE, f"{op} was placed by a device scope", call.site)
         gap = start - self._last
@@ -346,6 +388,19 @@ class Recorder:
             self.refuse(Reason.OPAQUE_UNDER_TAPE, f"{op} computes under an open tape", call.site)
         self._last = time.perf_counter()
 
+    def _placed(self, site: Any) -> Any:
+        """An op of a backward pass is where the op is whose gradient it computes."""
+        found = backward.place(self.position - 1)
+        if found is None or site is None:
+            return site
+        forward, ordinal = found
+        return replace(
+            site,
+            path=(*site.path, BACKWARD, *forward.path),
+            loops=(*site.loops, *forward.loops),
+            ordinal=ordinal,
+        )
+
     def _kind(self, op: str, refs: list[Ref], outputs: list[Any]) -> Kind:
         kind = classify(op)
         if kind is Kind.DRAW and not all(isinstance(ref, (Const, Known)) for ref in refs):
@@ -356,7 +411,9 @@ class Recorder:
             return Kind.OWNER  # another name for something whose reads and writes are ordered by its name
         if kind is not Kind.PURE or self._inner is not None or not outputs:
             return kind
-        if not all(is_guardable(out) for out in outputs):
+        if not all(is_guardable(out) or (self.relaxed and _is_list(out)) for out in outputs):
+            return kind
+        if self.relaxed and any(len(out._shape_tuple()) > 1 for out in outputs):
             return kind
         if op in SHAPE_OPS or all(isinstance(ref, (Const, Known)) for ref in refs):
             return Kind.KNOWN
@@ -454,6 +511,8 @@ class Recorder:
 
     def record_gradient(self, op: Any, inputs: Any, attrs: Any, outputs: Any, *scope: Any) -> Any:
         """``TFE_Py_RecordGradient``: follows every op of the slow path while a tape is open."""
+        if self.live_tapes and self._mine():
+            scope = (self._token(),)
         return REAL["TFE_Py_RecordGradient"](op, resolve_all(inputs), attrs, resolve_all(outputs), *scope)
 
     def variable_accessed(self, variable: Any) -> Any:
@@ -496,7 +555,10 @@ class Recorder:
             return _gradient(tape, target, sources, output_gradients, resolve_all(sources_raw), unconnected)
         number = next((i for i, known in enumerate(self._tapes) if known is tape), -1)
         if self.live_tapes and number >= 0:
-            return _gradient(tape, target, sources, output_gradients, resolve_all(sources_raw), unconnected)
+            with backward.asked():
+                return _gradient(
+                    tape, target, sources, output_gradients, resolve_all(sources_raw), unconnected
+                )
         refs = tuple(self.ref(tensor) for tensor in flat)
         specs = tuple(Spec(t._datatype_enum(), t._shape_tuple()) for t in flat)
         present = tuple(g is not None for g in output_gradients) if output_gradients is not None else None

@@ -6,6 +6,10 @@ rules, which widen when traces disagree (`trace.rules`). Loops with a constant t
 nodes; a loop whose trip count was seen to vary is *rolled*: its iterations share nodes and its repetition is a back
 edge.
 
+Where shapes go on changing (`trace.keys`), a graph is *relaxed*: a node is one for all sizes of its tensors. Its specs
+are patterns that widen as rules do, a dimension that was seen to differ may be any; small ops whose results follow from
+shapes are DERIVED once these were seen to differ.
+
 The graph also knows where a block must end (*cuts*): after an op whose value Python read, where Python was
 busy for long, around ops of the owner thread, after a branch that is really
 taken both ways.
@@ -13,19 +17,22 @@ taken both ways.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from terra_cx.tf.opdefs import Kind
-from terra_cx.tf.slots import Spec
+from terra_cx.tf.slots import Spec, fits
 from terra_cx.trace.gradients import Gradients, Passage, same_constants, signature_of
 from terra_cx.trace.keys import Key, Keys
 from terra_cx.trace.records import Call, Ext, Trace
-from terra_cx.trace.rules import Need, Rule, rule_of
+from terra_cx.trace.rules import Need, Rule, rule_of, same_known
 
-__all__ = ["GAP_SECONDS", "MergeResult", "Node", "TraceGraph"]
+__all__ = ["GAP_SECONDS", "HISTORIES", "MergeResult", "Node", "TraceGraph"]
 
+HISTORIES = 24
+"""Histories of one gradient that are known each on its own: a step with twenty ways settles, one with millions not."""
 GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
 
@@ -57,6 +64,8 @@ class Node:
     cuts: int = 0
     """Grows whenever a cut is made after the node."""
     gap: float | None = None
+    untold: bool = False
+    """Whether the shapes of its results cannot be told from those of its arguments: only the values tell them."""
     needed: set[int] = field(default_factory=set)
     """Outputs (n) and arguments (-1 - n) that a gradient of another block refers to; the region keeps them."""
 
@@ -66,7 +75,10 @@ class Node:
     def joins(self, nodes: Container[Node]) -> bool:
         """Whether something whose wiring varies may come from one of ``nodes``: they cannot be in one block with it."""
         return any(
-            source in nodes for rule in self.rules if rule.need is Need.TENSOR for source in rule.sources
+            source in nodes and source.kind is not Kind.DERIVED  # which no block computes
+            for rule in self.rules
+            if rule.need is Need.TENSOR
+            for source in rule.sources
         )
 
     @property
@@ -97,30 +109,46 @@ class MergeResult:
     nodes: int = 0
     edges: int = 0
     widened: int = 0
+    outgrown: Call | None = None
+    """An op that has too many shapes: nothing was merged, the graph should be relaxed."""
+    endless: Call | None = None
+    """A gradient that has so many histories that it had better be taken op by op."""
     reset: bool = False
     """The graph was emptied, because a loop turned out to vary in its trip count; tracing starts anew."""
 
     @property
     def nothing_new(self) -> bool:
         """Whether the trace was already known."""
-        return not (self.reset or self.nodes or self.edges or self.widened)
+        return not (self.reset or self.outgrown or self.nodes or self.edges or self.widened)
 
 
 class TraceGraph:
-    """All traces of one anchor, merged; see the module's page."""
+    """All traces of one anchor, merged; see the module's page.
 
-    def __init__(self, max_nodes: int = 20000) -> None:
+    Args:
+        max_nodes: how many nodes it may have.
+        relaxed: whether a node is one for all sizes of its tensors. Gradients must then be taken op by op.
+        folded: whether all depths of a recursion share nodes, as the iterations of a rolled loop do.
+    """
+
+    def __init__(self, max_nodes: int = 20000, *, relaxed: bool = False, folded: bool = False) -> None:
         self.max_nodes = max_nodes
+        self.relaxed = relaxed
+        self.folded = folded
         self.root = self._root()
         self.version = 0
         self.built = 0
         """How many blocks have been made of it."""
         self.rolled: set[int] = set()
         self.traces = 0
+        self.asked = 0
+        """How often shapes of its ops had to be worked out because sizes were new (`run.true_shapes`)."""
         self._nodes: dict[Any, Node] = {}
         self._order: list[Node] = []
         self.gradients = Gradients(self.rolled)
-        self._keys = Keys(self.rolled)
+        self._keys = Keys(self.rolled, relaxed, folded)
+        self._histories: Counter[Any] = Counter()
+        """By place: how many nodes a gradient has."""
         self._trips: dict[tuple[int, Any], int] = {}
 
     @staticmethod
@@ -161,6 +189,7 @@ class TraceGraph:
         self._order.clear()
         self.gradients.clear()
         self._keys.clear()
+        self._histories.clear()
         self.root = self._root()
         self.version += 1
 
@@ -187,9 +216,12 @@ class TraceGraph:
 
     def _merge(self, trace: Trace) -> MergeResult:
         result = MergeResult()
+        keys = self._keys.of(trace.calls)
+        if self._keys.outgrown is not None:
+            return MergeResult(outgrown=self._keys.outgrown)
         passage = Passage(trace.events)
         previous = self.root
-        for call, key in zip(trace.calls, self._keys.of(trace.calls), strict=True):
+        for call, key in zip(trace.calls, keys, strict=True):
             node = call.node
             if node is not None:
                 # Validated before the region diverged: its rules hold; only first uses must be known.
@@ -219,6 +251,8 @@ class TraceGraph:
         if node is not None:
             result.widened += self._widen(node, call, passage)
             return node
+        if key.variadic:
+            call.kind = Kind.OWNER  # no block has parameters whose number varies
         node = self._add(key.base, key.context, call)
         node.rules = [
             rule_of(ref, spec, passage.producer, passage.uses, (node, index, 0))
@@ -237,6 +271,9 @@ class TraceGraph:
             node = self._add(place, signature, call)
             self.gradients.add(node, place, signature, passage)
             result.nodes += 1
+            self._histories[call.site.path] += 1
+            if self._histories[call.site.path] > HISTORIES:
+                result.endless = call
         elif not same_constants(node.call, call):
             node.signature = ("unmatched", id(call))  # its code decides by something nobody sees
         else:
@@ -249,7 +286,9 @@ class TraceGraph:
 
     def _find(self, previous: Node, key: Key) -> Node | None:
         """The node for a key: the one of its context, or the one to which a way leads already."""
-        return self._nodes.get(key) or next((node for node in previous.succ if node.base == key.base), None)
+        return self._nodes.get((key.base, key.context)) or next(
+            (node for node in previous.succ if node.base == key.base), None
+        )
 
     def _refresh(self) -> None:
         """Have all gradients known by what they depend on under the present rules."""
@@ -269,7 +308,8 @@ class TraceGraph:
     def _widen(self, node: Node, call: Call, passage: Passage) -> int:
         if node.kind in (Kind.OWNER, Kind.SOURCE):
             return 0  # the owner's ops are free
-        widened = joined = 0
+        widened = self._widen_shapes(node, call) if self.relaxed else 0
+        joined = 0
         for index, (ref, spec) in enumerate(zip(call.inputs, call.input_specs, strict=True)):
             use = (node, index, passage.turns[node])
             other = rule_of(ref, spec, passage.producer, passage.uses, use)
@@ -280,12 +320,36 @@ class TraceGraph:
                 widened += rule.widen(other)
         if widened:
             node.rev += 1
-            if node.kind is Kind.DRAW and any(r.need not in (Need.KNOWN, Need.CONST) for r in node.rules):
-                node.call.kind = Kind.OWNER
-                node.cut_before = node.cut_after = "owner"
-            if node.kind is Kind.KNOWN and any(r.need not in (Need.KNOWN, Need.CONST) for r in node.rules):
-                node.call.kind = Kind.PURE
+            if not self.relaxed and any(r.need not in (Need.KNOWN, Need.CONST) for r in node.rules):
+                if node.kind is Kind.DRAW:
+                    node.call.kind = Kind.OWNER
+                    node.cut_before = node.cut_after = "owner"
+                if node.kind is Kind.KNOWN:
+                    node.call.kind = Kind.PURE
         return widened + joined
+
+    @staticmethod
+    def _widen_shapes(node: Node, call: Call) -> int:
+        """Have a node's patterns admit the shapes of a call; how many did not. Results that follow may differ, too."""
+        known = node.call
+        widened = 0
+        patterns = []
+        for mine, yours in zip(
+            (*known.input_specs, *known.outputs), (*call.input_specs, *call.outputs), strict=True
+        ):
+            pattern = _pattern(mine, yours)
+            widened += pattern is not mine
+            patterns.append(pattern)
+        if widened:
+            width = len(known.input_specs)
+            known.input_specs, known.outputs = tuple(patterns[:width]), tuple(patterns[width:])  # type: ignore[arg-type]
+            for rule, spec in zip(node.rules, known.input_specs, strict=True):
+                if rule.spec is not None:
+                    rule.spec = spec
+        if node.kind is Kind.KNOWN and (widened or not all(map(same_known, known.values, call.values))):
+            known.kind, known.values = Kind.DERIVED, ()
+            widened += 1
+        return widened
 
     @staticmethod
     def _cuts(trace: Trace, call: Call, node: Node, previous: Node) -> None:
@@ -307,6 +371,18 @@ class TraceGraph:
     def branch_nodes(self) -> int:
         """How many nodes have more than one next node."""
         return sum(len(node.succ) > 1 for node in self._order)
+
+
+def _pattern(mine: Spec | None, yours: Spec | None) -> Spec | None:
+    """The pattern that admits what ``mine`` does, and another shape of its rank."""
+    if mine is None or yours is None or mine.shape is None or yours.shape is None:
+        return mine
+    if fits(mine.shape, yours.shape):
+        return mine
+    return Spec(
+        mine.dtype,
+        tuple(a if a == b else None for a, b in zip(mine.shape, yours.shape, strict=True)),
+    )
 
 
 def spec_text(spec: Spec) -> str:
