@@ -66,7 +66,7 @@ def graph_of(function, *arguments):
 
 def relaxed(function, *args):
     """As `trace`, as it is done for a graph that is relaxed and folded (docs/design/shapes.md)."""
-    return trace(function, *args, live_tapes=True, relaxed=True)
+    return trace(function, *args, options={"live_tapes": True, "relaxed": True})
 
 
 def ops(nodes):
