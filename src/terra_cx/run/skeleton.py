@@ -39,6 +39,7 @@ from terra_cx.tf.opdefs import SHAPE_OPS, Kind, classify, lasting_attrs
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.keys import freeze
+from terra_cx.trace.rules import Need
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["Skeleton"]
@@ -176,7 +177,9 @@ class Skeleton(Taping):
                     if step is not None and self.fits(self.run, step, op, form, args):
                         return Answer(self.commit(self.run, step, args, name))  # type: ignore[arg-type]
                     found = self.elsewhere(
-                        lambda node: node.call.op == op and node.call.form == form,
+                        lambda node: (
+                            node.call.op == op and node.call.form == form and _may_have(node, form, args)
+                        ),
                         lambda run, step: self.fits(run, step, op, form, args),
                     )
                     if found is not None:
@@ -479,6 +482,18 @@ class Skeleton(Taping):
         if classify(op) is not Kind.PURE and not self.handover.runner.is_current_thread():
             self.publish()
         return call(tuple(resolve_all(arg) for arg in args))
+
+
+def _may_have(node: Node, form: str, args: tuple[Any, ...]) -> bool:
+    """Whether the first argument may be the node's: if that is a variable, it is known by identity.
+
+    Asked before a run is begun for the node; where many ways meet, most differ in this.
+    """
+    rule = node.rules[0] if node.rules else None
+    if rule is None or rule.need is not Need.RESOURCE:
+        return True
+    inputs = args if form == "F" else args[0]
+    return bool(inputs) and (inputs[0] is rule.value or type(inputs[0]) is Placeholder)
 
 
 def _unpack(pack: Any, values: Any) -> Any:
