@@ -137,7 +137,9 @@ class Journal:
     def _warmed(self, stored: dict[str, Any], trace: Trace, graph: TraceGraph) -> Warm:
         tables = Tables.of(stored["tables"])
         self._codes.prefer(
-            {id(code): code for call in trace.calls if call.site for code, _ in call.site.path}.values()
+            {
+                id(code): code for call in trace.calls if call.site for code, _ in call.site.path if code
+            }.values()
         )
         here = Handles()
         fresh = Writer(self._codes, tables, here).trace(trace)["calls"]

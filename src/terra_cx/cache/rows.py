@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from terra_cx.cache.codes import Codes
@@ -25,6 +26,7 @@ from terra_cx.cache.values import (
 from terra_cx.observe.statements import Site
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec
+from terra_cx.trace.keys import BACKWARD
 from terra_cx.trace.records import Call, Captured, Const, Ext, Known, Local, Resource, TapeEvent, Trace
 from terra_cx.trace.tracegraph import Node
 
@@ -67,6 +69,8 @@ class Handles:
         return self._numbers.get(number)
 
 
+_BACKWARD = [-1, 0]
+"""As a frame, in the place of `trace.keys.BACKWARD`."""
 _TABLES = ("codes", "loops", "paths", "attrs", "tensors")
 
 
@@ -79,7 +83,7 @@ class Tables:
     loops: list[list[int]] = field(default_factory=list)
     """Code, and the loop's number in it."""
     paths: list[list[list[int]]] = field(default_factory=list)
-    """User frames, outermost first: code and byte offset."""
+    """User frames, outermost first: code and byte offset; `_BACKWARD` between asking a tape and the op it is about."""
     attrs: list[list[Any]] = field(default_factory=list)
     tensors: list[list[Any]] = field(default_factory=list)
     _numbers: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -165,8 +169,10 @@ class Writer:
         path = self._paths.get(key)
         if path is None:
             frames = [
-                [self._tables.number("codes", self._codes.fingerprint(code)), offset]
-                for code, offset in site.path
+                _BACKWARD
+                if frame is BACKWARD
+                else [self._tables.number("codes", self._codes.fingerprint(frame[0])), frame[1]]
+                for frame in site.path
             ]
             path = self._paths[key] = self._tables.number("paths", frames)
         return [
@@ -271,7 +277,10 @@ class Reader:
         self._codes = [codes.find(text) for text in tables.codes]
         owners = [(self._codes[code], number) for code, number in tables.loops]
         self._loops = [None if code is None else codes.anchor(code, number) for code, number in owners]
-        self._paths = [tuple((self._codes[code], offset) for code, offset in path) for path in tables.paths]
+        self._paths = [
+            tuple(BACKWARD if frame == _BACKWARD else (self._codes[frame[0]], frame[1]) for frame in path)
+            for path in tables.paths
+        ]
         self._attrs = [tuple(unpacked(value) for value in row) for row in tables.attrs]
         self._tensors = [unpacked_tensor(row) for row in tables.tensors]
 
@@ -333,13 +342,14 @@ class Reader:
         if row is None:
             return None
         path = self._paths[row[PATH]]
-        if any(code is None for code, _ in path):
+        if any(frame[0] is None and frame is not BACKWARD for frame in path):
             raise Missing("a function of the program")
+        issued = list(takewhile(lambda frame: frame is not BACKWARD, path))
         return Site(
             path,
             tuple((self.loop(loop), iteration) for loop, iteration in row[LOOPS]),
             row[ORDINAL],
-            path[-1][0].co_filename if path else "?",
+            issued[-1][0].co_filename if issued else "?",
             row[LINE],
         )
 
