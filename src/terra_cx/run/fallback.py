@@ -67,7 +67,7 @@ def rebuild(skeleton: Skeleton) -> None:
         kept, skeleton.kept = skeleton.kept, []
         for log in kept:
             if log.askable():
-                _Replay(log, skeleton.live).go()
+                _Replay(log, live=False).go()  # no step that is learned has their gradients
             log.release()
 
 

@@ -490,8 +490,8 @@ def _may_have(node: Node, form: str, args: tuple[Any, ...]) -> bool:
     Asked before a run is begun for the node; where many ways meet, most differ in this.
     """
     rule = node.rules[0] if node.rules else None
-    if rule is None or rule.need is not Need.RESOURCE:
-        return True
+    if rule is None or rule.need is not Need.RESOURCE or node.kind in (Kind.OWNER, Kind.SOURCE):
+        return True  # those take whatever they are given
     inputs = args if form == "F" else args[0]
     return bool(inputs) and (inputs[0] is rule.value or type(inputs[0]) is Placeholder)
 
