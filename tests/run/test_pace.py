@@ -42,6 +42,20 @@ def test_the_fastest_is_chosen(overlapped, turns, eager, best):
     assert pace.ms(EAGER) == pytest.approx(1000 * eager)
 
 
+@pytest.mark.parametrize(("hint", "regions"), [(None, 140), (1.0, 65), (9.0, 140)])
+def test_what_is_slower_than_eager_was_is_not_measured_for_long(hint, regions):
+    pace = Pace(eager=hint)
+    ran = live(pace, {OVERLAPPED: 3.0, TURNS: 2.0, EAGER: 1.0})
+    assert pace.chosen is EAGER
+    assert regions - 30 < len(ran) <= regions
+
+
+def test_a_hint_decides_nothing():
+    pace = Pace(eager=0.1)
+    live(pace, {OVERLAPPED: 1.0, TURNS: 2.0, EAGER: 3.0}, 200)
+    assert pace.chosen is OVERLAPPED
+
+
 @pytest.mark.parametrize("manner", [OVERLAPPED, TURNS])
 def test_what_another_process_has_measured_holds_until_a_choice_is_due(manner):
     pace = Pace()

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, Protocol
 
 from terra_cx.cache.warm import WarmStart
@@ -127,6 +128,7 @@ class Conductor:
         if not self.options.no_elide:
             anchor.elisions = Elisions(self.entries, self._tell)
         anchor.eager_times = eager_times
+        anchor.pace.eager = median(eager_times) if eager_times else None
         self.warming.activated(anchor)
         self.anchors[anchor_id] = anchor
         return anchor
