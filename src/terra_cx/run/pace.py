@@ -10,8 +10,8 @@ regions run in eager: what is not faster than that does not pay and is given up.
 What the windows hold is the whole region, the program's own Python included. The least of a manner's windows counts:
 what else happens now and then (an evaluation, a checkpoint, another process) only ever adds.
 
-Where the first window of each manner is clearly slower than eager was before, the eager windows come at once: a loop that
-gains nothing is given back after some 60 regions instead of 140.
+Where the first window of each manner is clearly slower than eager was before, the eager windows come at once: a loop
+that gains nothing is given back after some 60 regions instead of 140.
 """
 
 from __future__ import annotations
