@@ -239,11 +239,8 @@ class Journal:
         self._stored = None
         self._rows.traces, self._bytes = [], 0
         self._functions = None
-        self._roll(rolled)
-
-    def _roll(self, loops: Iterable[int]) -> None:
         try:
-            self._rows.rolled = [self._writer.loop(loop) for loop in sorted(loops)]
+            self._rows.rolled = [self._writer.loop(loop) for loop in sorted(rolled)]
         except Unstorable as error:
             self.close(str(error))
 

@@ -91,7 +91,10 @@ class Tables:
     @classmethod
     def of(cls, tables: dict[str, list[Any]]) -> Tables:
         """Tables with copies of these rows."""
-        return cls(**{name: list(tables[name]) for name in _TABLES})  # type: ignore[arg-type]
+        made = cls()
+        for name in _TABLES:
+            getattr(made, name).extend(tables[name])
+        return made
 
     def number(self, table: str, item: Any) -> int:
         """The number of ``item`` in the table of this name; added if it is new."""

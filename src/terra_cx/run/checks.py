@@ -31,7 +31,7 @@ from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.slots import fits
 from terra_cx.trace.rules import same_const, same_known
 
-__all__ = ["admits", "bindings", "flat_checks"]
+__all__ = ["admits", "bindings", "flat_checks", "flat_inputs"]
 
 
 def admits(run: Any, check: Check, arg: Any) -> bool:
@@ -128,6 +128,24 @@ def flat_checks(step: Step) -> Iterator[Check]:
             yield from check[1]
         else:
             yield check
+
+
+def flat_inputs(step: Step, args: tuple[Any, ...]) -> list[Any]:
+    """The inputs of an op as it was called, lists opened.
+
+    Args:
+        step: what it was validated as.
+        args: as given to the boundary, see `run.skeleton`.
+    """
+    if step.form != "F":
+        return list(args[0])
+    flat: list[Any] = []
+    for arg, count in zip(args[: step.width], step.node.call.layout, strict=True):
+        if count < 0:
+            flat.append(arg)
+        else:
+            flat.extend(arg)
+    return flat
 
 
 def bindings(run: BlockRun, step: Step, *, guarded: bool = False) -> list[Any]:

@@ -28,7 +28,7 @@ from terra_cx.compile.blocks import (
 )
 from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun
-from terra_cx.run.checks import admits
+from terra_cx.run.checks import admits, flat_inputs
 from terra_cx.tf import native
 from terra_cx.tf.native import EagerTensor
 from terra_cx.tf.opdefs import Kind, lasting_attrs
@@ -147,9 +147,7 @@ def of_shape(step: Step, args: tuple[Any, ...]) -> Difference:
 
 
 def _of_shape(step: Step, args: tuple[Any, ...]) -> Difference:
-    inputs = args[: step.width] if step.form == "F" else args[0]
-    flat = [item for arg in inputs for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
-    for item, spec in zip(flat, step.node.call.input_specs, strict=True):
+    for item, spec in zip(flat_inputs(step, args), step.node.call.input_specs, strict=True):
         if type(item) is Placeholder and spec is not None:
             value, told = item._slot.value, item._slot.spec.shape
             new = _shape(told if value is None else value._shape_tuple())

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from terra_cx.compile.blocks import FEED, LIST, LOCAL, PARAM, RESOURCE, Check, Step
+from terra_cx.compile.blocks import FEED, LOCAL, PARAM, RESOURCE, Check, Step
 from terra_cx.elide.calls import is_conversion, is_telling
 from terra_cx.elide.functions import Function
 from terra_cx.run.block_run import BlockRun
-from terra_cx.run.checks import flat_checks
+from terra_cx.run.checks import flat_checks, flat_inputs
 from terra_cx.tf import native
 from terra_cx.tf.native import REAL, DType, EagerTensor, TensorShape
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind
@@ -293,7 +293,7 @@ def learned(
             spec is None or spec.shape is None for spec in step.node.call.input_specs
         ):
             raise Unfit
-        for check, arg in zip(flat_checks(step), _flat_inputs(step, args), strict=True):
+        for check, arg in zip(flat_checks(step), flat_inputs(step, args), strict=True):
             number = arguments.number(arg)
             if number is not None:
                 arguments.checks[number].append(check)
@@ -342,15 +342,3 @@ def _result(item: Any, run: BlockRun, made: set[int], known: dict[int, Any]) -> 
     if id(item) in known:
         return item
     raise Unfit
-
-
-def _flat_inputs(step: Step, given: tuple[Any, ...]) -> list[Any]:
-    """The inputs of an op as it was called, lists opened as `flat_checks` opens them."""
-    inputs = given[: step.width] if step.form == "F" else given[0]
-    flat: list[Any] = []
-    for check, arg in zip(step.checks, inputs, strict=True):
-        if check[0] == LIST:
-            flat.extend(arg)
-        else:
-            flat.append(arg)
-    return flat

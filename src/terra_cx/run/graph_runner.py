@@ -189,15 +189,11 @@ class GraphRunner:
             return
         outputs = run.outputs
         assert outputs is not None
-        function = block.variants.get(outputs)
-        if (
-            function is None
-            or (block.relaxed and is_to_be_verified(block, feeds))
-            or (self.leveling.auto and function.due)
-        ):
+        if not block.ready(outputs) or (block.relaxed and is_to_be_verified(block, feeds)):
             self.statistics.eager_runs += 1
             self._first(run, feeds, outputs)
             return
+        function = block.variants[outputs]
         for draw in run.draws.values():
             try:
                 values = do_draw(draw)

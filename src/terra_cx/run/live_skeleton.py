@@ -21,7 +21,7 @@ from typing import Any
 
 from terra_cx.compile.blocks import Step
 from terra_cx.run.block_run import BlockRun
-from terra_cx.run.checks import bindings
+from terra_cx.run.checks import bindings, flat_inputs
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.tf import backward, native
 from terra_cx.tf.boundary import EFFECTS
@@ -137,9 +137,7 @@ def _kept(tensors: list[Any]) -> list[Any]:
 
 def _inputs(run: BlockRun, step: Step, args: tuple[Any, ...]) -> list[Any]:
     """The flat inputs of a fast-path op as tensors: a tape never hears of raw values."""
-    flat: list[Any] = []
-    for arg, count in zip(args, step.node.call.layout, strict=False):
-        flat.extend(arg if count >= 0 else (arg,))
+    flat = flat_inputs(step, args)
     if all(isinstance(arg, EagerTensor) for arg in flat):
         return flat
     bound = bindings(run, step, guarded=True)

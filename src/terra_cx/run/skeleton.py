@@ -24,7 +24,7 @@ from terra_cx.compile.blocks import LIST, LOCAL, Block, Step
 from terra_cx.reasons import Reason
 from terra_cx.run.arguments import SEQUENCES, normalised
 from terra_cx.run.block_run import BlockRun, Draw, Frozen
-from terra_cx.run.checks import admits, bindings
+from terra_cx.run.checks import admits, bindings, flat_inputs
 from terra_cx.run.differences import of_op, of_shape
 from terra_cx.run.divergence import Diverge
 from terra_cx.run.handover import Handover
@@ -319,8 +319,7 @@ class Skeleton(Taping):
 
     def shapes_hold(self, step: Step, args: tuple[Any, ...]) -> bool:
         """Whether the arguments of a shape op have the recorded shapes; one that only its value tells is fetched."""
-        inputs = args[: step.width] if step.form == "F" else args[0]
-        flat = [item for arg in inputs for item in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+        flat = flat_inputs(step, args)
         if self.graph.relaxed:
             specs = step.node.call.input_specs
             return all(

@@ -21,6 +21,7 @@ import numpy as np
 
 from terra_cx.compile.blocks import Step
 from terra_cx.reasons import Reason
+from terra_cx.run.checks import flat_inputs
 from terra_cx.run.differences import Difference
 from terra_cx.run.divergence import Diverge
 from terra_cx.tf import native
@@ -31,7 +32,7 @@ from terra_cx.tf.shape_inference import Inference, symbolic
 from terra_cx.tf.slots import Slot, Spec
 from terra_cx.trace.tracegraph import TraceGraph
 
-__all__ = ["derived", "flat_inputs", "shape_of", "specs_of"]
+__all__ = ["derived", "shape_of", "specs_of"]
 
 _MOST = 4096
 """Combinations of sizes that are remembered of one step."""
@@ -42,24 +43,6 @@ _INTEGERS = frozenset({3, 9})
 """int32 and int64: what shapes, axes and sizes are made of."""
 _ASK = object()
 """What is remembered where shapes alone do not tell: values do."""
-
-
-def flat_inputs(step: Step, args: tuple[Any, ...]) -> list[Any]:
-    """The inputs of an op as it was called, lists opened.
-
-    Args:
-        step: what it was validated as.
-        args: as given to the boundary, see `run.skeleton`.
-    """
-    if step.form != "F":
-        return list(args[0])
-    flat: list[Any] = []
-    for arg, count in zip(args[: step.width], step.node.call.layout, strict=True):
-        if count < 0:
-            flat.append(arg)
-        else:
-            flat.extend(arg)
-    return flat
 
 
 def shape_of(arg: Any) -> tuple[int, ...] | None:
@@ -211,9 +194,9 @@ def _values(step: Step, flat: list[Any]) -> list[Any]:
 
 def _dtypes(step: Step, flat: list[Any]) -> list[int]:
     """The dtype of each flat input, of raw ones what native code makes of them."""
+    if all(isinstance(arg, EagerTensor) for arg in flat):
+        return [arg._datatype_enum() for arg in flat]
     dtypes = [arg._datatype_enum() if isinstance(arg, EagerTensor) else None for arg in flat]
-    if None not in dtypes:
-        return dtypes  # type: ignore[return-value]
     recorded = [rule.spec.dtype if rule.spec is not None else rule.dtype for rule in step.node.rules]
     if all(count < 0 for count in step.node.call.layout):
         recorded = [

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec, fits
@@ -31,6 +31,7 @@ from terra_cx.trace.rules import Need, Rule, rule_of, same_known
 
 __all__ = ["GAP_SECONDS", "HISTORIES", "MergeResult", "Node", "TraceGraph"]
 
+_Spec = TypeVar("_Spec", Spec, Spec | None)
 HISTORIES = 24
 """Histories of one gradient that are known each on its own: a step with twenty ways settles, one with millions not."""
 GAP_SECONDS = 2e-3
@@ -332,17 +333,12 @@ class TraceGraph:
     def _widen_shapes(node: Node, call: Call) -> int:
         """Have a node's patterns admit the shapes of a call; how many did not. Results that follow may differ, too."""
         known = node.call
-        widened = 0
-        patterns = []
-        for mine, yours in zip(
-            (*known.input_specs, *known.outputs), (*call.input_specs, *call.outputs), strict=True
-        ):
-            pattern = _pattern(mine, yours)
-            widened += pattern is not mine
-            patterns.append(pattern)
+        inputs = [_pattern(*both) for both in zip(known.input_specs, call.input_specs, strict=True)]
+        outputs = [_pattern(*both) for both in zip(known.outputs, call.outputs, strict=True)]
+        before = (*known.input_specs, *known.outputs)
+        widened = sum(new is not old for new, old in zip((*inputs, *outputs), before, strict=True))
         if widened:
-            width = len(known.input_specs)
-            known.input_specs, known.outputs = tuple(patterns[:width]), tuple(patterns[width:])  # type: ignore[arg-type]
+            known.input_specs, known.outputs = tuple(inputs), tuple(outputs)
             for rule, spec in zip(node.rules, known.input_specs, strict=True):
                 if rule.spec is not None:
                     rule.spec = spec
@@ -373,7 +369,7 @@ class TraceGraph:
         return sum(len(node.succ) > 1 for node in self._order)
 
 
-def _pattern(mine: Spec | None, yours: Spec | None) -> Spec | None:
+def _pattern(mine: _Spec, yours: Spec | None) -> _Spec:
     """The pattern that admits what ``mine`` does, and another shape of its rank."""
     if mine is None or yours is None or mine.shape is None or yours.shape is None:
         return mine
