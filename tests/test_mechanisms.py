@@ -6,11 +6,14 @@ import copy
 import gc
 import pickle
 import threading
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from truth import both_ways, run_once
+
+from terra_cx.trace.tracegraph import GAP_SECONDS
 
 STEPS = 48
 
@@ -627,6 +630,24 @@ def test_the_pace_is_measured_and_changes_no_value(dominates):
     anchor = report["anchors"][0]
     assert set(anchor["manner_ms"]) == {"overlapped", "in turns", "eager"}
     assert report["regions"]["eager"] > 2  # of the survey
+
+
+@pytest.mark.parametrize(("until", "blocks"), [(4, 1), (100, 2)])
+def test_a_block_ends_where_python_is_busy_for_as_long_as_it_is(until, blocks):
+    def program(see):
+        weight = tf.Variable(tf.ones([8, 8]))
+        for step in range(60):
+            hidden = tf.matmul(weight, weight) * 0.1
+            if step < until:
+                busy = time.perf_counter() + 3 * GAP_SECONDS
+                while time.perf_counter() < busy:
+                    pass
+            weight.assign(tf.nn.relu(hidden))
+        see(weight)
+
+    report = both_ways(program, pace="overlapped")
+    assert report["anchors"][0]["blocks"] == blocks
+    assert report["runner"]["compiled_runs"] > 30 * blocks
 
 
 def test_a_step_leaves_no_cyclic_garbage():

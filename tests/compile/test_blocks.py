@@ -10,7 +10,7 @@ from tracing import blocks_of, graph_of, ops, trace
 from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, build_block
 from terra_cx.compile.lowering import lower
 from terra_cx.tf.opdefs import Kind
-from terra_cx.trace.tracegraph import GAP_SECONDS
+from terra_cx.trace.tracegraph import GAP_SECONDS, TIMED
 
 X = tf.constant(np.arange(36, dtype="float32").reshape(6, 6))
 Y = tf.ones([6, 6])
@@ -84,6 +84,24 @@ def test_long_host_time_ends_a_block_and_makes_it_prompt():
     first, second = blocks_of(graph)
     assert (ops(first.nodes), first.reason, first.prompt) == (["Sin"], "host time", True)
     assert not second.prompt
+
+
+@pytest.mark.parametrize(("busy", "blocks"), [(GAP_SECONDS / 2, 1), (2 * GAP_SECONDS, 2)])
+def test_host_time_that_only_traces_had_cuts_nothing_any_more(busy, blocks):
+    def region():
+        value = tf.sin(X)
+        return tf.cos(value)
+
+    graph = graph_of(region, (), ())
+    sine, _ = graph
+    sine.gap = 9 * GAP_SECONDS
+    version = graph.version
+    for _ in range(TIMED - 1):
+        graph.busy(sine, busy)
+        assert graph.version == version
+    graph.busy(sine, busy)
+    assert (graph.version > version) == (blocks == 1)
+    assert len(blocks_of(graph)) == blocks
 
 
 def test_a_fallible_op_does_not_join_the_effect_that_it_depends_on():

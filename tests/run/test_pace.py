@@ -77,6 +77,19 @@ def test_what_happens_now_and_then_does_not_decide():
     assert pace.ms(OVERLAPPED) == pytest.approx(1000.0)
 
 
+def test_eager_that_was_far_slower_is_not_measured_again_until_it_could_win():
+    pace = Pace()
+    seconds = {OVERLAPPED: 1.0, TURNS: 2.0, EAGER: 9.0}
+    first = Counter(live(pace, seconds, 300))
+    later = Counter(live(pace, seconds, 20 * AGAIN))
+    assert first[EAGER] > 0
+    assert later[EAGER] == 0 < later[TURNS]
+    assert pace.ms(EAGER) == pytest.approx(9000.0)
+    slow = {OVERLAPPED: 7.0, TURNS: 8.0, EAGER: 6.0}
+    assert Counter(live(pace, slow, 20 * AGAIN))[EAGER] > 0
+    assert pace.chosen is EAGER
+
+
 def test_eager_costs_few_regions_where_it_is_clearly_slower():
     ran = Counter(live(Pace(), {OVERLAPPED: 1.0, TURNS: 1.0, EAGER: 10.0}, AGAIN))
     assert 0 < ran[EAGER] < COUNTED

@@ -19,7 +19,7 @@ _MISSES = 3
 """Misses of a call after which the step is traced again."""
 _MOST = 4096
 """Receivers and methods; a program with more makes new ones all the time."""
-_EVERY = 1024
+_EVERY = 8192
 """Calls from one comparison to the next, once it has been compared often."""
 _SHOWN = 3
 """Regions after which calls are noted where tracing was not needed. (In the first region it would take several times as

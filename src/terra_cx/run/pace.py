@@ -10,6 +10,9 @@ regions run in eager: what is not faster than that does not pay and is given up.
 What the windows hold is the whole region, the program's own Python included. The least of a manner's windows counts:
 what else happens now and then (an evaluation, a checkpoint, another process) only ever adds.
 
+The choice is looked at again, at growing distances. Eager then has its turn only where it could win: eight eager
+regions take as long as hundreds of a Keras step whose library calls are elided.
+
 Where the first window of each manner is clearly slower than eager was before, the eager windows come at once: a loop
 that gains nothing is given back after some 60 regions instead of 140.
 """
@@ -27,6 +30,8 @@ COUNTED = 10
 ROUNDS = 3
 CLEAR, CLEARLY = 3, 1.2
 """An eager window ends early if, after so many regions, eager takes so many times as long as the faster manner."""
+FAR = 2.0
+"""Eager that took so many times as long as the faster manner when it was measured is not measured again."""
 MARGIN = 0.97
 """In turns, or eager, is chosen only if it takes less than this part of the other's time."""
 RETRIES = 4
@@ -120,6 +125,9 @@ class Pace:
         if self._number < len(self._windows):
             self._open()
         elif Manner.EAGER in self._measured:
+            self._choose()
+        elif self.seconds.get(Manner.EAGER, 0.0) > FAR * self._measured[self._faster()]:
+            self._measured[Manner.EAGER] = self.seconds[Manner.EAGER]
             self._choose()
         else:
             self._windows = [*self._windows, Manner.EAGER, self._faster(), Manner.EAGER]

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from sys import gettrace
 from threading import get_ident
+from time import perf_counter
 from typing import Any
 
 from terra_cx.compile.blocks import LIST, LOCAL, Block, Step
@@ -40,7 +41,7 @@ from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need
-from terra_cx.trace.tracegraph import Node, TraceGraph
+from terra_cx.trace.tracegraph import TIMED, Node, TraceGraph
 
 __all__ = ["Skeleton"]
 
@@ -91,6 +92,8 @@ class Skeleton(Taping):
         """Who elides library calls (`run.elider.Elider`), if anybody."""
         self.functions: Any = None
         """Who elides calls of TensorFlow's functions (`run.function_elider.FunctionElider`), if anybody."""
+        self.since: tuple[Node, float] | None = None
+        """After which node Python may be busy for long, and since when."""
 
     # -- ops -------------------------------------------------------------------------------------------------
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
@@ -240,6 +243,10 @@ class Skeleton(Taping):
 
     def enter(self, started: BlockRun, here: Node, node: Node, pos: int = 0) -> tuple[BlockRun, Step]:
         """Dispatch what was open and go on with ``started``, whose first ``pos`` steps count as validated."""
+        if self.since is not None:
+            (last, start), self.since = self.since, None
+            if last is here:
+                self.graph.busy(here, perf_counter() - start)
         self.dispatch()
         here.succ[node] += 1
         steps = started.block.steps
@@ -252,7 +259,7 @@ class Skeleton(Taping):
         self.step = following
         started.pos = pos
         if following is None and started.block.prompt:
-            self.dispatch()
+            self.lull(started)
         return started, steps[0]
 
     def left(self, node: Node) -> None:
@@ -379,7 +386,7 @@ class Skeleton(Taping):
             self.dispatch()
             self.drain()
         elif following is None and run.block.prompt:
-            self.dispatch()
+            self.lull(run)
 
     def advance_over(self, run: BlockRun, pos: int, turns: dict[Node, int]) -> None:
         """Commit several steps at once, up to ``pos``; see `advance`.
@@ -400,7 +407,14 @@ class Skeleton(Taping):
         self.step = following
         self.log.turns.update(turns)
         if following is None and run.block.prompt:
-            self.dispatch()
+            self.lull(run)
+
+    def lull(self, run: BlockRun) -> None:
+        """The block ends where Python is busy for long: have the graph run meanwhile, and see how long it is."""
+        node = run.block.nodes[-1]
+        self.dispatch()
+        if node.timed < TIMED:
+            self.since = node, perf_counter()
 
     def accessed(self, variables: Sequence[Any]) -> None:
         """A library call that is elided would have told tapes and watchers of these variables."""

@@ -29,13 +29,15 @@ from terra_cx.trace.keys import Key, Keys
 from terra_cx.trace.records import Call, Ext, Trace
 from terra_cx.trace.rules import Need, Rule, rule_of, same_known
 
-__all__ = ["GAP_SECONDS", "HISTORIES", "MergeResult", "Node", "TraceGraph"]
+__all__ = ["GAP_SECONDS", "HISTORIES", "TIMED", "MergeResult", "Node", "TraceGraph"]
 
 _Spec = TypeVar("_Spec", Spec, Spec | None)
 HISTORIES = 24
 """Histories of one gradient that are known each on its own: a step with twenty ways settles, one with millions not."""
 GAP_SECONDS = 2e-3
 """A block is cut where Python was busy for at least this long in every trace: the graph then runs meanwhile."""
+TIMED = 8
+"""Co-executed regions in which that time is taken again."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -63,8 +65,11 @@ class Node:
     leaves: int = 0
     rev: int = 0
     cuts: int = 0
-    """Grows whenever a cut is made after the node."""
+    """Grows whenever a cut is made after the node, or taken back."""
     gap: float | None = None
+    """The shortest time for which Python was busy after it, in seconds."""
+    timed: int = 0
+    """In how many co-executed regions that time was taken."""
     untold: bool = False
     """Whether the shapes of its results cannot be told from those of its arguments: only the values tell them."""
     needed: set[int] = field(default_factory=set)
@@ -360,6 +365,18 @@ class TraceGraph:
         """End blocks after ``node`` from now on."""
         if node.cut_after is None:
             node.cut_after = reason
+            node.cuts += 1
+            self.version += 1
+
+    def busy(self, node: Node, seconds: float) -> None:
+        """Python was busy for so long after ``node`` in a co-executed region.
+
+        In traces it was busy with the Python of library calls as well. Where these are elided nothing may be left of
+        it, and each cut costs as much as some thirty elided ops.
+        """
+        node.timed += 1
+        node.gap = seconds if node.gap is None else min(node.gap, seconds)
+        if node.timed == TIMED and node.gap <= GAP_SECONDS:
             node.cuts += 1
             self.version += 1
 
