@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = (
-    "mlp", "dropblock", "dcgan", "resnet50", "sdpoint", "yolov3", "faster_rcnn", "gpt2", "bert_qa", "bert_cls",
-    "music_transformer", "keras_mlp",
-)  # fmt: skip
+PROGRAMS = ("mlp", "keras_mlp", "dropblock", "dcgan", "resnet50", "faster_rcnn", "gpt2")
+"""The others take longer than these together: `make check` has them all."""
 STEPS = 40
 
 

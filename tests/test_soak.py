@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 
-STEPS = int(os.environ.get("SOAK_STEPS", "3000"))
+STEPS = int(os.environ.get("SOAK_STEPS", "1500"))
 
 PROGRAM = """
 import gc, json, os, resource, sys

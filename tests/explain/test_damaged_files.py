@@ -59,8 +59,8 @@ def places(value, way=()):
 def test_a_value_that_is_something_else(tmp_path, key):
     whole = json.loads(TEXT)
     path = tmp_path / "run.json"
-    for way in [way for way in places(whole) if way[0] == key]:
-        for instead in INSTEAD:
+    for number, way in enumerate(way for way in places(whole) if way[0] == key):
+        for instead in INSTEAD[number % 2 :: 2]:  # every other one: thousands of files take their time
             damaged = copy.deepcopy(whole)
             at = damaged
             for step in way[:-1]:

@@ -49,12 +49,12 @@ def compare(examples, layers=False):
 
 
 def test_random_programs_do_what_they_do_in_eager():
-    compare(40)
+    compare(24)
 
 
 def test_random_programs_with_live_tapes(monkeypatch):
     monkeypatch.setattr(conductor, "ActiveAnchor", partial(ActiveAnchor, live_tapes="always, in this test"))
-    compare(12)
+    compare(8)
 
 
 def test_random_programs_with_layers():
