@@ -91,16 +91,17 @@ class Argument:
             return same(given, self.value)
         if self.value is not None:
             return type(given) is np.ndarray and given.dtype == self.value and given.shape == spec.shape
-        if getattr(given, "_keras_mask", None) is not None:
-            return False
         if type(given) is Placeholder:
             other = given._slot.spec
-            return other.dtype == spec.dtype and given._shape_tuple() == spec.shape
-        return (
-            type(given) is EagerTensor
-            and given._datatype_enum() == spec.dtype
-            and given._shape_tuple() == spec.shape
-        )
+            alike = other.dtype == spec.dtype and given._shape_tuple() == spec.shape
+        else:
+            alike = (
+                type(given) is EagerTensor
+                and given._datatype_enum() == spec.dtype
+                and given._shape_tuple() == spec.shape
+            )
+        # (`getattr` would ask TensorFlow's own `__getattr__`, which puts together what it has to say first.)
+        return alike and given.__dict__.get("_keras_mask") is None
 
 
 @dataclass(slots=True, eq=False)

@@ -209,11 +209,8 @@ class State:
             and self._dicts.as_they_were()
             and self._keys.as_they_were()
             and all(map(is_, map(call, self._slot_getters, self._slots), self._contents))
-            and all(
-                len(value) == len(ids) and (not ids or ids.issuperset(map(id, value)))
-                for value, ids, _ in self._sets
-            )
-            and all(value.tobytes() == content for value, content in self._arrays)
+            and not any(map(_is_other_set, self._sets))
+            and not any(map(_is_other_array, self._arrays))
         )
 
     def _difference(self) -> str | None:
@@ -236,12 +233,9 @@ class State:
             if not same(content, self._contents[index]):
                 return f"an attribute of {type(holder).__name__}"
             self._contents[index] = content
-        for value, ids, _ in self._sets:
-            if len(value) != len(ids) or not ids.issuperset(map(id, value)):
-                return "a set"
-        if any(value.tobytes() != content for value, content in self._arrays):
-            return "an array"
-        return None
+        if any(map(_is_other_set, self._sets)):
+            return "a set"
+        return "an array" if any(map(_is_other_array, self._arrays)) else None
 
 
 class _Columns:
@@ -278,6 +272,16 @@ class _Columns:
         if alike:
             self._items = now
         return alike
+
+
+def _is_other_set(known: tuple[Any, frozenset[int], tuple[Any, ...]]) -> bool:
+    value, ids, _ = known
+    return len(value) != len(ids) or not ids.issuperset(map(id, value))
+
+
+def _is_other_array(known: tuple[Any, bytes]) -> bool:
+    value, content = known
+    return bool(value.tobytes() != content)
 
 
 _attributes_of = attrgetter("__dict__")

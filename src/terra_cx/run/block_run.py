@@ -111,9 +111,9 @@ class BlockRun:
     @property
     def position(self) -> int:
         """The region's position after the last validated op."""
-        if self.complete:
-            return self.start + self.block.positions
-        return self.start + self.block.steps[self.pos].position
+        block, pos = self.block, self.pos
+        steps = block.steps
+        return self.start + (block.positions if pos == len(steps) else steps[pos].position)
 
     def finish(self, state: State) -> None:
         """The runner is done with it: wake who waits, let go of what nobody needs."""

@@ -218,8 +218,7 @@ class Dispatching:
         keep = bool(log.tapes and log.askable())
         alive = _alive(run.slots)
         if keep:
-            kept = {op.base for op in block.ops if op.kind is Kind.READ} | set(block.draws)
-            alive = sorted({*alive, *(flat for flat in kept if run.slots[flat] is not None)})
+            alive = sorted({*alive, *self._kept(run)})
         live = frozenset(alive) - block.draws.keys() - block.held
         if run.complete and not live <= block.outputs:
             block.outputs = block.outputs | live
@@ -227,6 +226,17 @@ class Dispatching:
         if run.outputs is None:
             run.keep = keep
             run.outputs = outputs
+
+    @staticmethod
+    def _kept(run: BlockRun) -> list[int]:
+        """Flat outputs that a rebuild of the tapes takes as they were: what was read, and what was drawn."""
+        slots, block = run.slots, run.block
+        done = block.steps[run.pos - 1].ops[1]
+        for op in block.ops[:done]:
+            if op.kind is Kind.READ and slots[op.base] is None:  # of an elided call, of a gradient
+                slots[op.base] = Slot(op.specs[0], run, op.base)
+        kept = (*(op.base for op in block.ops[:done] if op.kind is Kind.READ), *block.draws)
+        return [flat for flat in kept if slots[flat] is not None]
 
     def at_risk(self) -> bool:
         """Whether an op that may fail was issued and is not known to have succeeded."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.compile.blocks import FEED, KNOWN, LOCAL, PARAM, Block, Check, Step
-from terra_cx.elide.calls import LibraryCall, flatten, normal, repeated
+from terra_cx.elide.calls import Argument, LibraryCall, flatten, normal, repeated
 from terra_cx.elide.entries import Entry
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits, flat_checks
@@ -140,7 +140,7 @@ class Elider:
         return (
             structure == call.structure
             and call.taped == (not _tapes_empty(), bool(_tapes_stopped()))
-            and all(known.admits(given) for known, given in zip(call.arguments, leaves, strict=True))
+            and all(map(Argument.admits, call.arguments, leaves))  # the structure says that there are as many
             and repeated(leaves) == call.repeated
             and not self._skeleton.placed()
         )
@@ -253,10 +253,9 @@ class Elider:
                     return None
             flats = {(index + number, out): step.base + out for out in range(len(step.specs))}
             for key, flat in flats.items():
-                asked = key in wanted or key[1] in step.needed or step.kind is Kind.READ
                 if step.kind is Kind.KNOWN:
                     stretch.values.append((key, step.values[key[1]]))
-                elif asked:
+                elif key in wanted or key[1] in step.needed:
                     stretch.slots.append((flat, step.specs[key[1]], key))
             if step.needed:
                 stretch.needed.append(step)

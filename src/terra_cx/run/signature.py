@@ -55,7 +55,16 @@ def signature_of(known: dict[Any, Any], log: RegionLog, tape: int, asked: list[A
     ):
         return ("dynamic", object())  # the gradient's ops have shapes of the trace in them: equal to nothing
     key = (
-        tuple((run.block.uid, run.pos, run.start - start, *map(name, run.params)) for run in runs),
+        tuple(
+            (
+                run.block.uid,
+                run.pos,
+                run.start - start,
+                # Most of what a long block is given is bound after the gradient.
+                *[None if thing is None else name(thing) for thing in run.params],
+            )
+            for run in runs
+        ),
         tuple(
             (
                 event.position - start,

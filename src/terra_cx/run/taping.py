@@ -211,15 +211,12 @@ class Taping(Dispatching, ABC):
             if unknown and bound.resolve()._shape_tuple() != run.block.params[number].shape:
                 return False
             run.params[number] = bound
-        return all(
-            not (isinstance(item, tuple) and item and item[0] == "n") or item[1:] in known
-            for item in _flat_results(step.results)
-        )
+        return known.keys() >= {item[1:] for item in _named(step)}
 
     def _commit(self, run: BlockRun, step: Step) -> list[Any]:
         base, slots = step.base, run.slots
         log = self.log
-        for what, flat in _locals(step, run):
+        for what, flat in _locals(step):
             if slots[flat] is None:
                 slots[flat] = Slot(step.specs[flat - base], run, flat)
             if what >= 0:
@@ -229,11 +226,15 @@ class Taping(Dispatching, ABC):
         return result
 
 
-def _locals(step: Step, run: BlockRun) -> list[tuple[int, int]]:
+def _named(step: Step) -> list[Any]:
+    """The results of a gradient that are outputs of ops of earlier blocks."""
+    return [item for item in _flat_results(step.results) if type(item) is tuple and item and item[0] == "n"]
+
+
+def _locals(step: Step) -> list[tuple[int, int]]:
     """The flat outputs of a gradient that need a slot: (-1, or the output's number if later gradients want it)."""
     found = [(-1, item[1]) for item in _flat_results(step.results) if item is not None and item[0] == "l"]
     found += [(out, step.base + out) for out in step.needed if out >= 0]
-    found += [(-1, op.base) for op in run.block.ops[step.ops[0] : step.ops[1]] if op.kind is Kind.READ]
     return found
 
 
