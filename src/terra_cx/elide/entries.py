@@ -103,11 +103,9 @@ class Entries:
 
         Of the call that is in progress around it, what is passed on (``training``), not whose call it is.
         """
-        return self._settings_of_keras(), self._settings_of_legacy_keras()
+        return self._settings_of_keras(), None if self._legacy is None else self._settings_of_legacy_keras()
 
     def _settings_of_legacy_keras(self) -> Any:
-        if self._legacy is None:
-            return None
         call = getattr(self._legacy._call_context, "call_context", None)
         return id(native.strategy()), None if call is None or not call.in_call else (
             call.training,
