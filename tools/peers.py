@@ -60,13 +60,17 @@ SUITES = (
 
 
 def run(file, times, mode, folder):
-    """The outcomes of one file's tests in a mode: ``{test: [outcome, detail, co-executed regions]}``."""
+    """The outcomes of one file's tests in a mode: ``{test: [outcome, detail, co-executed regions, times]}``.
+
+    Eager comes first: it says how often a body that takes long is run.
+    """
     result = folder / f"{file.stem}-{mode}.json"
     result.unlink(missing_ok=True)
     environment = os.environ | {
         "PEERS_MODE": mode,
         "PEERS_TIMES": str(times),
         "PEERS_RESULT": str(result),
+        "PEERS_EAGER": str(folder / f"{file.stem}-eager.json"),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH")))),
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TERRA_PACE": "overlapped",
@@ -81,7 +85,7 @@ def run(file, times, mode, folder):
         "-p",
         "no:cacheprovider",
         "--tb=line",
-        "--timeout=300",
+        "--timeout=900",
         "-o",
         "faulthandler_timeout=0",  # a dump of stacks may crash a process that is at work
     ]
@@ -94,7 +98,7 @@ def run(file, times, mode, folder):
         text=True,
     )
     if not result.exists():
-        return {f"{file.stem}::the whole file": ["crashed", done.stdout.strip()[-300:], 0]}
+        return {f"{file.stem}::the whole file": ["crashed", done.stdout.strip()[-300:], 0, 0]}
     return json.loads(result.read_text())
 
 
@@ -124,7 +128,7 @@ def main():
             eager, co = (run(file, times, mode, Path(folder)) for mode in ("eager", "co"))
             names = eager.keys() | co.keys()
             ran |= names
-            blank = ["missing", "", 0]
+            blank = ["missing", "", 0, 0]
             pairs = {name: (eager.get(name, blank), co.get(name, blank)) for name in sorted(names)}
             here = [(name, a, b) for name, (a, b) in pairs.items() if a[0] != b[0]]
             differ += [one for one in here if one[0] not in ledger]
