@@ -3,8 +3,8 @@
 `PEERS_MODE` is `eager` or `co`; `PEERS_TIMES` how often a body is run; `PEERS_RESULT` names the file that gets
 ``{test: [outcome, detail, co-executed, times]}``, where outcome is passed, failed or skipped, the third is the number
 of regions that were co-executed, the last how often the body was run: fewer times where it takes long, and as often in
-both modes (`PEERS_EAGER` names eager's file). Bodies that pass once and fail when they are repeated (they count calls, or
-create what must be new) do so in eager too, so it takes both modes to say anything.
+both modes (`PEERS_EAGER` names eager's file). Bodies that pass once and fail when they are repeated (they count calls,
+or create what must be new) do so in eager too, so it takes both modes to say anything.
 """
 
 from __future__ import annotations
