@@ -333,6 +333,11 @@ class Dispatching:
             self.plan(run)
         self.handover.publish(run)
 
+    def settle(self) -> None:
+        """As `publish`; nothing to do where a block is being run by the caller."""
+        if not self.handover.runner.is_current_thread():
+            self.publish()
+
     def here(self) -> Node:
         """The node of the last validated op."""
         run = self.run

@@ -14,7 +14,14 @@ from typing import Any, Protocol
 
 from tensorflow.python.eager import context as _context
 
-from terra_cx.tf import backward, gradient_tape, native, strided_slice, variable_writes
+from terra_cx.tf import (
+    backward,
+    gradient_tape,
+    native,
+    profiler_sessions,
+    strided_slice,
+    variable_writes,
+)
 from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 from terra_cx.tf.reads import telling
@@ -148,6 +155,9 @@ class Handler(Protocol):
     def follows(self) -> bool:
         """Whether the calling thread's ops are traced or co-executed."""
 
+    def settle(self) -> None:
+        """Return when everything that Python has issued has run."""
+
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a library whose Python may be elided (`elide.entries`)."""
 
@@ -243,6 +253,9 @@ class Passive:
         """Nothing is traced."""
         return False
 
+    def settle(self) -> None:
+        """Nothing is under way."""
+
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As it is."""
         return entry.own(*args, **kwargs)
@@ -301,6 +314,7 @@ class Boundary:
         backward.install()
         gradient_tape.install(lambda: self.handler.follows())
         variable_writes.install(lambda: self.handler.follows())
+        profiler_sessions.install(lambda: self.handler.settle())
         HostCallbacks.__call__ = lambda *a: resolve_all(native.call_host(*a))
         self.use(self.passive)
 
@@ -317,6 +331,7 @@ class Boundary:
         backward.remove()
         gradient_tape.remove()
         variable_writes.remove()
+        profiler_sessions.remove()
         HostCallbacks.__call__ = native.call_host
         self.watch_reads(None)
 

@@ -525,6 +525,9 @@ class Recorder:
         """Whether the calling thread's ops are traced."""
         return self._mine()
 
+    def settle(self) -> None:
+        """Nothing is under way: ops run as they are issued."""
+
     def library_call(self, entry: Any, args: Any, kwargs: Any) -> Any:
         """A call of a library (`elide.entries`): it runs, and what it does is noted."""
         if self.calls is None or not self._mine() or self._inner is not None or self.overrun:
