@@ -21,12 +21,15 @@ __all__ = [
     "LibraryCall",
     "Source",
     "flatten",
+    "flatten_arguments",
     "is_conversion",
     "is_telling",
     "normal",
     "repeated",
 ]
 
+_PLAIN = frozenset({Placeholder, EagerTensor, np.ndarray, bool, int, float, str, type(None)})
+"""Types of leaves; a call whose arguments are all of these has no structure to look into."""
 _LARGEST = 1 << 20
 """Elements of an array that is passed to an elided call."""
 
@@ -43,6 +46,14 @@ def normal(args: tuple[Any, ...]) -> tuple[Any, ...]:
 def flatten(value: Any) -> tuple[list[Any], Any]:
     """The leaves and the structure of lists, tuples and dicts; None is a leaf."""
     return optree.tree_flatten(value, none_is_leaf=True)
+
+
+def flatten_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """The leaves and the structure of a call's arguments, as `flatten`; the plain case is told by their types alone."""
+    given = (*args, *kwargs.values())
+    if _PLAIN.issuperset(map(type, given)):
+        return list(given), (len(args), *kwargs)
+    return flatten((args, kwargs))
 
 
 def repeated(leaves: list[Any]) -> list[int]:

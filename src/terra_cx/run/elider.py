@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.compile.blocks import FEED, KNOWN, LOCAL, PARAM, Block, Check, Step
-from terra_cx.elide.calls import Argument, LibraryCall, flatten, normal, repeated
+from terra_cx.elide.calls import Argument, LibraryCall, flatten, flatten_arguments, normal, repeated
 from terra_cx.elide.entries import Entry
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits, flat_checks
@@ -94,7 +94,7 @@ class Elider:
         if not known or self._comparing or not native.executing_eagerly():
             return entry.own(*args, **kwargs)
         args = normal(args)
-        leaves, structure = flatten((args[1:], kwargs))
+        leaves, structure = flatten_arguments(args[1:], kwargs)
         skeleton = self._skeleton
         before = skeleton.position()
         try:

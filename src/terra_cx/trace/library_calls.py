@@ -16,6 +16,7 @@ from terra_cx.elide.calls import (
     LibraryCall,
     Source,
     flatten,
+    flatten_arguments,
     is_conversion,
     is_telling,
     normal,
@@ -159,7 +160,7 @@ class _Noted:
         self._kept = kept
         self._args = args
         self._born = born
-        self._leaves, self._structure = flatten((args[1:], kwargs))
+        self._leaves, self._structure = flatten_arguments(args[1:], kwargs)
         self._numbers: dict[Any, int] = {}
         """The number of each leaf of the arguments, by `id`, and by what the trace knows a tensor as."""
         for number, leaf in enumerate(self._leaves):
