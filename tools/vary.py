@@ -2,8 +2,8 @@
 
     python tools/vary.py [translation|recurrence|depth|treebank ...] [--steps N] [--pace turns]
 
-For each program: whether all values and variables are eager's to the last bit; how many steps were co-executed, after
-how many fallbacks, with how many compiled functions; milliseconds a step (medians of quarters of the run). For the
+For each program: whether all values and variables are eager's to the last bit; how many steps were co-executed, in all
+and in the last third, after how many fallbacks, with how many compiled functions; milliseconds a step (medians of quarters of the run). For the
 translator the same step under `tf.function`, with how often it was traced; its numbers are its own.
 """
 
@@ -32,8 +32,11 @@ PROGRAMS = {
 }
 
 
-def timed(program, steps, **options):
-    """The bits that reached Python and those of the variables, and the seconds of each step."""
+def timed(program, steps, after=lambda step: None, **options):
+    """The bits that reached Python and those of the variables, and the seconds of each step.
+
+    ``after`` is called with the number of each step that is over.
+    """
     seen, seconds = [], []
     last = time.perf_counter()
 
@@ -42,7 +45,8 @@ def timed(program, steps, **options):
         seen.append(loss.numpy().tobytes())
         now = time.perf_counter()
         seconds.append(now - last)
-        last = now
+        after(len(seen))
+        last = time.perf_counter()
 
     variables = program(see, steps, **options)
     return seen, [variable.numpy().tobytes() for variable in variables], seconds
@@ -60,13 +64,21 @@ def compare(name, steps, pace):
     runner = terra_cx.co_execute(quiet=True, pace=pace)(
         program
     )  # itself: the loops of what it calls are not seen
-    co = timed(runner, steps)
+    before = [0]
+
+    def count(step):
+        if step == steps * 2 // 3:
+            before[0] = runner.last_session.report()["regions"]["co_executed"]
+
+    co = timed(runner, steps, count)
     report = runner.last_session.report()
     same = "identical" if co[:2] == eager[:2] else "DIFFERENT"
     regions, anchor = report["regions"], max(report["anchors"], key=lambda each: each["nodes"])
     fallbacks = sum(each["count"] for each in report["fallbacks"])
     print(
-        f"{name}: {same}; {regions['co_executed']} of {steps} steps co-executed, {fallbacks} fallbacks, ",
+        f"{name}: {same}; {regions['co_executed']} of {steps} steps co-executed "
+        f"({min(1.0, (regions['co_executed'] - before[0]) / (steps - steps * 2 // 3)):.0%} of the last third), "
+        f"{fallbacks} fallbacks, ",
         end="",
     )
     print(
