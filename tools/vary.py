@@ -3,8 +3,9 @@
     python tools/vary.py [translation|recurrence|depth|treebank ...] [--steps N] [--pace turns]
 
 For each program: whether all values and variables are eager's to the last bit; how many steps were co-executed, in all
-and in the last third, after how many fallbacks, with how many compiled functions; milliseconds a step (medians of quarters of the run). For the
-translator the same step under `tf.function`, with how often it was traced; its numbers are its own.
+and in the last third, after how many fallbacks, with how many compiled functions; milliseconds a step (medians of
+quarters of the run). For the translator the same step under `tf.function`, with how often it was traced; its numbers
+are its own.
 """
 
 from __future__ import annotations

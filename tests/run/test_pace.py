@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from terra_cx.run.pace import AGAIN, COUNTED, Manner, Pace
+from terra_cx.run.pace import AGAIN, COUNTED, MOST, Manner, Pace
 
 OVERLAPPED, TURNS, EAGER = Manner.OVERLAPPED, Manner.TURNS, Manner.EAGER
 
@@ -66,6 +67,26 @@ def test_what_another_process_has_measured_holds_until_a_choice_is_due(manner):
     live(pace, seconds, 200)
     assert pace.chosen is OVERLAPPED
     assert pace.ms(TURNS) == pytest.approx(2000.0)
+
+
+@pytest.mark.parametrize(
+    ("overlapped", "turns", "eager", "best"),
+    [(1.0, 1.3, 1.4, OVERLAPPED), (1.4, 1.2, 1.0, EAGER), (1.3, 1.0, 1.5, TURNS), (1.0, 1.0, 0.75, EAGER)],
+)
+def test_regions_that_differ_by_themselves(overlapped, turns, eager, best):
+    """Trip counts from 1 to 100: the least of the windows would be the one that had luck."""
+    chosen = Counter()
+    for seed in range(10):
+        lengths = np.random.default_rng(seed).integers(1, 101, 2000)
+        seconds = {
+            manner: lambda number, cost=cost, lengths=lengths: cost * lengths[number]
+            for manner, cost in ((OVERLAPPED, overlapped), (TURNS, turns), (EAGER, eager))
+        }
+        pace = Pace(eager=50.0)
+        ran = live(pace, seconds, AGAIN * 2)
+        assert Counter(ran)[EAGER] <= MOST + 20
+        chosen[pace.chosen] += 1
+    assert chosen[best] >= 8, chosen
 
 
 def test_what_happens_now_and_then_does_not_decide():

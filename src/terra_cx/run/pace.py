@@ -13,6 +13,10 @@ what else happens now and then (an evaluation, a checkpoint, another process) on
 The choice is looked at again, at growing distances. Eager then has its turn only where it could win: eight eager
 regions take as long as hundreds of a Keras step whose library calls are elided.
 
+Where regions differ by themselves (trip counts, lengths of texts), the least of the windows is the one that had luck.
+Then the mean of all counts, eager is measured as often as the faster manner, and the windows go on until the means are
+further apart than chance would have them, or enough were measured.
+
 Where the first window of each manner is clearly slower than eager was before, the eager windows come at once: a loop
 that gains nothing is given back after some 60 regions instead of 140.
 """
@@ -21,6 +25,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain
+from math import hypot
+from statistics import fmean, quantiles, stdev
 
 __all__ = ["Manner", "Pace"]
 
@@ -32,6 +39,10 @@ CLEAR, CLEARLY = 3, 1.2
 """An eager window ends early if, after so many regions, eager takes so many times as long as the faster manner."""
 FAR = 2.0
 """Eager that took so many times as long as the faster manner when it was measured is not measured again."""
+SPREAD = 0.5
+"""Regions differ by themselves if the middle half of them spreads over more than this part of the median."""
+MOST = 90
+"""Regions in a manner after which means decide, however close."""
 MARGIN = 0.97
 """In turns, or eager, is chosen only if it takes less than this part of the other's time."""
 RETRIES = 4
@@ -61,11 +72,12 @@ class Pace:
     _windows: list[Manner] = field(default_factory=lambda: _plan())
     _number: int = 0
     _regions: int = 0
-    _sum: float = 0.0
+    _window: list[float] = field(default_factory=list)
     _retries: int = 0
     _rest: int = 0
     _interval: int = AGAIN
-    _measured: dict[Manner, float] = field(default_factory=dict)
+    _times: dict[Manner, list[list[float]]] = field(default_factory=dict)
+    """Seconds of the regions that count, window by window."""
 
     def ms(self, manner: Manner) -> float:
         """Milliseconds per region in a manner that was measured."""
@@ -96,59 +108,93 @@ class Pace:
             return
         if disturbed and self._retries < RETRIES:
             self._retries += 1
-            self._regions, self._sum = 0, 0.0
+            self._regions, self._window = 0, []
             return
         self._regions += 1
-        counted = self._regions - (1 if self.manner is Manner.EAGER else SETTLE)
-        if counted > 0:
-            self._sum += seconds
-            mean = self._sum / counted
-            if counted == COUNTED or (counted >= CLEAR and self._is_clear(mean)):
-                self._window_over(mean)
+        if self._regions > (1 if self.manner is Manner.EAGER else SETTLE):
+            self._window.append(seconds)
+            if len(self._window) == COUNTED or (len(self._window) >= CLEAR and self._is_clear()):
+                self._window_over()
 
-    def _is_clear(self, mean: float) -> bool:
-        return self.manner is Manner.EAGER and mean > CLEARLY * self._measured[self._faster()]
+    def _is_clear(self) -> bool:
+        return (
+            self.manner is Manner.EAGER
+            and not self._varies()
+            and fmean(self._window) > CLEARLY * self._cost(self._faster())
+        )
 
     def _begin(self, windows: list[Manner]) -> None:
-        self._windows, self._number, self._measured = windows, 0, {}
+        self._windows, self._number, self._times = windows, 0, {}
         self._open()
 
     def _open(self) -> None:
         self.manner = self._windows[self._number]
-        self._regions, self._sum, self._retries = 0, 0.0, 0
+        self._regions, self._window, self._retries = 0, [], 0
 
-    def _window_over(self, mean: float) -> None:
-        self._measured[self.manner] = min(mean, self._measured.get(self.manner, mean))
+    def _window_over(self) -> None:
+        self._times.setdefault(self.manner, []).append(self._window)
         self._number += 1
         if self._number == 2 and self._is_hopeless():
             self._windows = [*self._windows[:2], Manner.EAGER, self._faster(), Manner.EAGER]
         if self._number < len(self._windows):
             self._open()
-        elif Manner.EAGER in self._measured:
-            self._choose()
-        elif self.seconds.get(Manner.EAGER, 0.0) > FAR * self._measured[self._faster()]:
-            self._measured[Manner.EAGER] = self.seconds[Manner.EAGER]
+        elif Manner.EAGER in self._times:
+            if self._is_sure():
+                self._choose()
+            else:
+                self._go_on(Manner.EAGER, self._faster())
+        elif self.seconds.get(Manner.EAGER, 0.0) > FAR * self._cost(self._faster()):
+            self._times[Manner.EAGER] = [[self.seconds[Manner.EAGER]]]
             self._choose()
         else:
-            self._windows = [*self._windows, Manner.EAGER, self._faster(), Manner.EAGER]
-            self._open()
+            self._go_on(Manner.EAGER, self._faster(), Manner.EAGER)
+
+    def _go_on(self, *windows: Manner) -> None:
+        self._windows = [*self._windows, *windows]
+        self._open()
+
+    def _cost(self, manner: Manner) -> float:
+        """Seconds per region."""
+        windows = self._times[manner]
+        return fmean(chain(*windows)) if self._varies() else min(map(fmean, windows))
+
+    def _varies(self) -> bool:
+        """Whether regions differ by themselves."""
+        for windows in self._times.values():
+            times = list(chain(*windows))
+            if len(times) >= COUNTED:
+                first, median, third = quantiles(times, n=4)
+                if third - first > SPREAD * median:
+                    return True
+        return False
+
+    def _is_sure(self) -> bool:
+        """Whether eager and the faster manner are further apart than chance, or were measured often enough."""
+        if not self._varies():
+            return True
+        eager, other = (list(chain(*self._times[manner])) for manner in (Manner.EAGER, self._faster()))
+        if min(len(eager), len(other)) >= MOST:
+            return True
+        error = hypot(stdev(eager) / len(eager) ** 0.5, stdev(other) / len(other) ** 0.5)
+        return len(eager) >= ROUNDS * COUNTED and abs(fmean(eager) - fmean(other)) > 2 * error
 
     def _is_hopeless(self) -> bool:
         """Whether both manners are clearly slower than eager was, so that no further rounds are spent on them."""
         return (
             self.chosen is None
             and self.eager is not None
-            and min(self._measured.values()) > CLEARLY * self.eager
+            and not self._varies()
+            and min(map(self._cost, self._times)) > CLEARLY * self.eager
         )
 
     def _faster(self) -> Manner:
-        overlapped, turns = self._measured[Manner.OVERLAPPED], self._measured[Manner.TURNS]
+        overlapped, turns = self._cost(Manner.OVERLAPPED), self._cost(Manner.TURNS)
         return Manner.TURNS if turns < MARGIN * overlapped else Manner.OVERLAPPED
 
     def _choose(self) -> None:
-        self.seconds = self._measured
+        self.seconds = {manner: self._cost(manner) for manner in self._times}
         best = self._faster()
-        if self._measured[Manner.EAGER] < MARGIN * self._measured[best]:
+        if self.seconds[Manner.EAGER] < MARGIN * self.seconds[best]:
             best = Manner.EAGER
         self.manner = self.chosen = best
         self._windows = []
