@@ -610,12 +610,12 @@ def test_mode_lazy_and_trace_and_eager():
 @pytest.mark.parametrize("dominates", ["python", "graph"])
 def test_the_pace_is_measured_and_changes_no_value(dominates):
     """Windows alternate between overlapped, in turns and eager; the loop reads, draws and fails to care."""
-    size = 6 if dominates == "python" else 400
+    size = 6 if dominates == "python" else 200
 
     def program(see):
         weights = tf.Variable(tf.random.normal([size, size]) * 0.01)
         losses = []
-        for step in range(150):
+        for step in range(400):
             x = tf.random.normal([size, size])
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(tf.square(tf.matmul(tf.tanh(tf.matmul(x, weights)), weights)))

@@ -26,7 +26,7 @@ import terra_cx
 
 _MODE = os.environ["PEERS_MODE"]
 _TIMES = int(os.environ["PEERS_TIMES"])
-_LEAST, _SECONDS = 4, 20.0
+_LEAST, _SECONDS = 4, 6.0
 """How often a body is run at least, and what its runs may take in eager beyond that."""
 _eager: dict[str, list[Any]] = (
     json.loads(Path(os.environ["PEERS_EAGER"]).read_text()) if _MODE == "co" else {}

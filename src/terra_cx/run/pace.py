@@ -117,11 +117,10 @@ class Pace:
                 self._window_over()
 
     def _is_clear(self) -> bool:
-        return (
-            self.manner is Manner.EAGER
-            and not self._varies()
-            and fmean(self._window) > CLEARLY * self._cost(self._faster())
-        )
+        if self.manner is not Manner.EAGER:
+            return False
+        clearly = 2 * FAR if self._varies() else CLEARLY
+        return fmean(self._window) > clearly * self._cost(self._faster())
 
     def _begin(self, windows: list[Manner]) -> None:
         self._windows, self._number, self._times = windows, 0, {}
@@ -176,7 +175,7 @@ class Pace:
         if min(len(eager), len(other)) >= MOST:
             return True
         error = hypot(stdev(eager) / len(eager) ** 0.5, stdev(other) / len(other) ** 0.5)
-        return len(eager) >= ROUNDS * COUNTED and abs(fmean(eager) - fmean(other)) > 2 * error
+        return abs(fmean(eager) - fmean(other)) > (2 if len(eager) >= ROUNDS * COUNTED else 4) * error
 
     def _is_hopeless(self) -> bool:
         """Whether both manners are clearly slower than eager was, so that no further rounds are spent on them."""
