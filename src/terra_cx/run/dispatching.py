@@ -232,11 +232,14 @@ class Dispatching:
         """Flat outputs that a rebuild of the tapes takes as they were: what was read, and what was drawn."""
         slots, block = run.slots, run.block
         done = block.steps[run.pos - 1].ops[1]
+        kept = [flat for flat in block.draws if slots[flat] is not None]
         for op in block.ops[:done]:
-            if op.kind is Kind.READ and slots[op.base] is None:  # of an elided call, of a gradient
-                slots[op.base] = Slot(op.specs[0], run, op.base)
-        kept = (*(op.base for op in block.ops[:done] if op.kind is Kind.READ), *block.draws)
-        return [flat for flat in kept if slots[flat] is not None]
+            if op.kind is Kind.READ:
+                for flat, spec in enumerate(op.specs, op.base):
+                    if slots[flat] is None:  # of an elided call, of a gradient
+                        slots[flat] = Slot(spec, run, flat)
+                    kept.append(flat)
+        return kept
 
     def at_risk(self) -> bool:
         """Whether an op that may fail was issued and is not known to have succeeded."""
