@@ -73,7 +73,14 @@ def test_a_block_follows_the_hottest_way():
     assert ops(blocks_of(graph)[0].nodes) == ["Abs", "Sin"]
 
 
-def test_long_host_time_ends_a_block_and_makes_it_prompt():
+@pytest.fixture
+def long(monkeypatch):
+    """Python that is busy for so many seconds is busy for long."""
+    for module in ("compile.blocks", "trace.tracegraph"):
+        monkeypatch.setattr(f"terra_cx.{module}.GAP_SECONDS", GAP_SECONDS)
+
+
+def test_long_host_time_ends_a_block_and_makes_it_prompt(long):
     def region():
         value = tf.sin(X)
         return tf.cos(value)
@@ -87,7 +94,7 @@ def test_long_host_time_ends_a_block_and_makes_it_prompt():
 
 
 @pytest.mark.parametrize(("busy", "blocks"), [(GAP_SECONDS / 2, 1), (2 * GAP_SECONDS, 2)])
-def test_host_time_that_only_traces_had_cuts_nothing_any_more(busy, blocks):
+def test_host_time_that_only_traces_had_cuts_nothing_any_more(busy, blocks, long):
     def region():
         value = tf.sin(X)
         return tf.cos(value)
