@@ -11,6 +11,8 @@ from truth import both_ways
 
 from terra_cx.run import conductor
 from terra_cx.run.anchor import ActiveAnchor
+from terra_cx.run.live_skeleton import LiveSkeleton
+from terra_cx.tf.placeholder import Placeholder
 
 LATE = 30
 STEPS = 45
@@ -162,3 +164,37 @@ def test_an_error_of_the_gradients_code_is_the_programs():
             return [w * 0.0, v * 0.0, str(error)]
 
     both_ways(loop(step), co_executed=25)
+
+
+def test_a_tape_that_has_given_its_gradient_stays_out_of_a_rebuild(monkeypatch):
+    """The tape knows values by their own numbers where the graph was faster than it; they die in the rebuild."""
+    tell = LiveSkeleton._tell
+
+    def late(skeleton, op, inputs, attrs, outputs, scope):
+        busy, skeleton.busy = skeleton.busy, False
+        for output in outputs:
+            if type(output) is Placeholder:
+                output.numpy()
+        skeleton.busy = busy
+        return tell(skeleton, op, inputs, attrs, outputs, scope)
+
+    monkeypatch.setattr(LiveSkeleton, "_tell", late)
+
+    def program(see):
+        w = tf.Variable(tf.linspace(0.1, 0.9, 5))
+        kept = []
+        for number in range(STEPS):
+            with tf.GradientTape(persistent=True) as outer:
+                with tf.GradientTape() as inner:
+                    value = tf.tanh(tf.sin(w))
+                loss = tf.reduce_sum(inner.gradient(value, w) ** 2)
+                if number == LATE:
+                    loss = tf.exp(loss)
+            kept = [*kept[-2:], (outer, loss)]
+            w.assign_sub(0.1 * outer.gradient(loss, w))
+            see(loss)
+        see([tape.gradient(loss, w) for tape, loss in kept])
+        return w
+
+    report = both_ways(program, co_executed=15)
+    assert sum(fallback["count"] for fallback in report["fallbacks"]) > 0

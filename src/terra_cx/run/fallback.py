@@ -7,6 +7,9 @@ Guarantees:
 * While a tape can be asked, it is rebuilt: pure ops are executed again natively *with the recorded results*
   of reads, random draws and feeds, reads enter by ``TFE_Py_RecordGradient``, tape events are repeated at
   their places. Slots then hold the tensors that the tape knows (bit-identical to the ones before).
+* A tape that has given its gradient and cannot be asked again stays out of it. Native code has taken its ops from it;
+  if it were active when a tensor dies that one of them made, TensorFlow would abort the process (``tape.h``,
+  ``DeleteTrace``).
 * Executing again only the unfinished block is not enough: the gradient through dispatched blocks would
   silently be None.
 """
@@ -97,6 +100,8 @@ class _Replay:
     def _active_now(self) -> list[Any]:
         active: list[Any] = []
         for event in self.log.events:
+            if event.tape in self.log.consumed:
+                continue
             tape = self.log.tapes[event.tape] if event.tape >= 0 else None
             if event.what in ("new", "add"):
                 active.append(tape)
@@ -109,6 +114,8 @@ class _Replay:
             self._event(self.events.pop(0))
 
     def _event(self, event: Event) -> None:
+        if event.tape in self.log.consumed:
+            return
         tape = self.log.tapes[event.tape] if event.tape >= 0 else None
         if event.what in ("new", "add"):
             REAL["TFE_Py_TapeSetAdd"](tape)
