@@ -28,9 +28,11 @@ _MODE = os.environ["PEERS_MODE"]
 _TIMES = int(os.environ["PEERS_TIMES"])
 _LEAST, _SECONDS = 4, 6.0
 """How often a body is run at least, and what its runs may take in eager beyond that."""
+_eager_file = Path(os.environ["PEERS_EAGER"])
 _eager: dict[str, list[Any]] = (
-    json.loads(Path(os.environ["PEERS_EAGER"]).read_text()) if _MODE == "co" else {}
+    json.loads(_eager_file.read_text()) if _MODE == "co" and _eager_file.exists() else {}
 )
+"""Nothing if eager crashed: that is told only if this mode goes on without it."""
 _results: dict[str, list[Any]] = {}
 
 
@@ -57,10 +59,9 @@ def repeated(body: Callable[[], Any], entry: list[Any], times: int | None) -> Ca
         manager = terra_cx.co_execute(quiet=True) if _MODE == "co" else nullcontext()
         try:
             with manager as session:
+                least, most = (_LEAST, _TIMES) if times is None else (times, times)
                 start = time.perf_counter()
-                while entry[3] < (_LEAST if times is None else times) or (
-                    times is None and entry[3] < _TIMES and time.perf_counter() - start < _SECONDS
-                ):
+                while entry[3] < least or (entry[3] < most and time.perf_counter() - start < _SECONDS):
                     entry[3] += 1
                     terra_cx.region()
                     body()
