@@ -54,7 +54,6 @@ def surveys_take_what_they_take(monkeypatch):
 def python_is_never_busy_for_long(monkeypatch):
     """Nor where blocks end, and how often they are compiled; tests of that say how long is long."""
     if "tensorflow" in sys.modules:
-        monkeypatch.setattr("terra_cx.compile.blocks.GAP_SECONDS", 1000.0)
         monkeypatch.setattr("terra_cx.trace.tracegraph.GAP_SECONDS", 1000.0)
 
 

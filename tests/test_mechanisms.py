@@ -634,8 +634,7 @@ def test_the_pace_is_measured_and_changes_no_value(dominates):
 
 @pytest.mark.parametrize(("until", "blocks"), [(4, 1), (100, 2)])
 def test_a_block_ends_where_python_is_busy_for_as_long_as_it_is(until, blocks, monkeypatch):
-    for module in ("compile.blocks", "trace.tracegraph"):
-        monkeypatch.setattr(f"terra_cx.{module}.GAP_SECONDS", GAP_SECONDS)
+    monkeypatch.setattr("terra_cx.trace.tracegraph.GAP_SECONDS", GAP_SECONDS)
 
     def program(see):
         weight = tf.Variable(tf.ones([8, 8]))

@@ -74,18 +74,19 @@ def test_a_block_follows_the_hottest_way():
 
 
 @pytest.fixture
-def long(monkeypatch):
-    """Python that is busy for so many seconds is busy for long."""
-    for module in ("compile.blocks", "trace.tracegraph"):
-        monkeypatch.setattr(f"terra_cx.{module}.GAP_SECONDS", GAP_SECONDS)
+def host_time(monkeypatch):
+    """The graph of a sine and a cosine, where it counts how long Python is busy between them."""
+    monkeypatch.setattr("terra_cx.trace.tracegraph.GAP_SECONDS", GAP_SECONDS)
 
-
-def test_long_host_time_ends_a_block_and_makes_it_prompt(long):
     def region():
         value = tf.sin(X)
         return tf.cos(value)
 
-    graph = graph_of(region, (), ())
+    return graph_of(region, (), ())
+
+
+def test_long_host_time_ends_a_block_and_makes_it_prompt(host_time):
+    graph = host_time
     sine, _ = graph
     sine.gap = 2 * GAP_SECONDS
     first, second = blocks_of(graph)
@@ -94,12 +95,8 @@ def test_long_host_time_ends_a_block_and_makes_it_prompt(long):
 
 
 @pytest.mark.parametrize(("busy", "blocks"), [(GAP_SECONDS / 2, 1), (2 * GAP_SECONDS, 2)])
-def test_host_time_that_only_traces_had_cuts_nothing_any_more(busy, blocks, long):
-    def region():
-        value = tf.sin(X)
-        return tf.cos(value)
-
-    graph = graph_of(region, (), ())
+def test_host_time_that_only_traces_had_cuts_nothing_any_more(busy, blocks, host_time):
+    graph = host_time
     sine, _ = graph
     sine.gap = 9 * GAP_SECONDS
     version = graph.version

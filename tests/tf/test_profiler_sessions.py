@@ -20,12 +20,8 @@ def test_all_that_was_issued_has_run(monkeypatch, pace):
         """Looks at the variable behind everybody's back."""
 
         def look(self, *args):
-            read = native.REAL["TFE_Py_FastPathExecute"]
-            seen.append(
-                float(
-                    read(native.context(), "ReadVariableOp", None, variable.handle, "dtype", tf.float32)[0, 0]
-                )
-            )
+            value = native.run_fast("ReadVariableOp", None, [variable.handle, "dtype", tf.float32])
+            seen.append(float(value[0, 0]))
 
         start = stop = export_to_tb = look
 

@@ -20,7 +20,7 @@ from terra_cx.tf.opdefs import SHAPE_OPS, Kind, lasting_attrs
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need, Rule
-from terra_cx.trace.tracegraph import GAP_SECONDS, Node, TraceGraph
+from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["Block", "Check", "Cut", "FlatOp", "Step", "build_block"]
 
@@ -495,7 +495,7 @@ def _follow(graph: TraceGraph, start: Node, uid: int, cut: Cut | None) -> Block:
         if node.cut_after:
             reason = node.cut_after
             break
-        if node.gap is not None and node.gap > GAP_SECONDS and graph.traces > 1:
+        if node.lulls and graph.traces > 1:
             reason = "host time"
             builder.block.prompt = True
             break

@@ -111,7 +111,10 @@ class BlockRun:
     @property
     def position(self) -> int:
         """The region's position after the last validated op."""
-        block, pos = self.block, self.pos
+        block, pos = (
+            self.block,
+            self.pos,
+        )  # `complete`, without the call: asked for with every event of a tape
         steps = block.steps
         return self.start + (block.positions if pos == len(steps) else steps[pos].position)
 

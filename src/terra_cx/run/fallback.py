@@ -80,7 +80,7 @@ class _Replay:
     def __init__(self, log: RegionLog, live: bool) -> None:
         self.log = log
         self.live = live
-        self.events = list(log.events)
+        self.events = [event for event in log.events if event.tape not in log.consumed]
 
     def go(self) -> None:
         """Do it; afterwards the tape set of this thread is as it was."""
@@ -99,9 +99,7 @@ class _Replay:
 
     def _active_now(self) -> list[Any]:
         active: list[Any] = []
-        for event in self.log.events:
-            if event.tape in self.log.consumed:
-                continue
+        for event in self.events:
             tape = self.log.tapes[event.tape] if event.tape >= 0 else None
             if event.what in ("new", "add"):
                 active.append(tape)
@@ -114,8 +112,6 @@ class _Replay:
             self._event(self.events.pop(0))
 
     def _event(self, event: Event) -> None:
-        if event.tape in self.log.consumed:
-            return
         tape = self.log.tapes[event.tape] if event.tape >= 0 else None
         if event.what in ("new", "add"):
             REAL["TFE_Py_TapeSetAdd"](tape)

@@ -134,7 +134,7 @@ class Pace:
         self._times.setdefault(self.manner, []).append(self._window)
         self._number += 1
         if self._number == 2 and self._is_hopeless():
-            self._windows = [*self._windows[:2], Manner.EAGER, self._faster(), Manner.EAGER]
+            self._windows = self._windows[:2]
         if self._number < len(self._windows):
             self._open()
         elif Manner.EAGER in self._times:

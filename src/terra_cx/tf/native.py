@@ -84,7 +84,6 @@ ResourceVariable: type = resource_variable_ops.BaseResourceVariable
 DType: type = dtypes.DType
 TensorShape: type = tensor_shape.TensorShape
 
-
 _fast = REAL["TFE_Py_FastPathExecute"]
 _execute = REAL["TFE_Py_Execute"]
 

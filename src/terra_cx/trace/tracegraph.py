@@ -88,6 +88,11 @@ class Node:
         )
 
     @property
+    def lulls(self) -> bool:
+        """Whether Python is busy for long after it."""
+        return self.gap is not None and self.gap > GAP_SECONDS
+
+    @property
     def kind(self) -> Kind:
         """What the op is to co-execution."""
         return self.call.kind
@@ -376,7 +381,7 @@ class TraceGraph:
         """
         node.timed += 1
         node.gap = seconds if node.gap is None else min(node.gap, seconds)
-        if node.timed == TIMED and node.gap <= GAP_SECONDS:
+        if node.timed == TIMED and not node.lulls:
             node.cuts += 1
             self.version += 1
 
