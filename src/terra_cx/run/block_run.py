@@ -111,10 +111,8 @@ class BlockRun:
     @property
     def position(self) -> int:
         """The region's position after the last validated op."""
-        block, pos = (
-            self.block,
-            self.pos,
-        )  # `complete`, without the call: asked for with every event of a tape
+        # `complete`, without the call: asked for with every event of a tape.
+        block, pos = self.block, self.pos
         steps = block.steps
         return self.start + (block.positions if pos == len(steps) else steps[pos].position)
 
