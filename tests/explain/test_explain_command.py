@@ -105,6 +105,16 @@ def test_bad_words(words, said, capsys, tmp_path, monkeypatch):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [[], ["train.py", "-m", "train"], ["-m", "train", "-c", "pass"], ["-m"]])
+def test_exactly_one_program(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        explain(*words, capsys=capsys)
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "usage: terra-cx explain" in said.err
+
+
 def test_turned_off(capsys, tmp_path, monkeypatch):
     (tmp_path / "x.py").touch()
     monkeypatch.setenv("TERRA_DISABLE", "1")
@@ -163,6 +173,18 @@ def test_a_script(tmp_path):
     made = json.loads((tmp_path / "e.json").read_text())
     ops = {line["text"]: (line["ops"] or 0) for line in made["lines"]}
     assert ops["loss = tf.reduce_mean(tf.square(x @ w))"] > 2
+
+
+@pytest.mark.parametrize("form", ["-m", "-c"])
+def test_a_module_and_a_text(tmp_path, form):
+    """Both with arguments; the lines of a text are shown although no file holds them."""
+    process = started(tmp_path, PROGRAM, form, "train" if form == "-m" else PROGRAM, "--", "-x", "1")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1, err
+    assert "the program speaks ['-x', '1']" in err
+    assert "the program ended with status 3" in err
+    assert "steps co-executed" in out
+    assert "loss = tf.reduce_mean(tf.square(x @ w))" in out
 
 
 def test_ctrl_c_ends_the_program_and_explains_what_it_did(tmp_path):

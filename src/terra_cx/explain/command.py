@@ -1,4 +1,4 @@
-"""The command `terra-cx explain`: its words, the run that it starts if a script is named, its exit status."""
+"""The command `terra-cx explain`: its words, the run that it starts if a program is named, its exit status."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +20,7 @@ from terra_cx.explain.advice import advise
 from terra_cx.explain.annotate import pages
 from terra_cx.explain.output import record, show
 from terra_cx.explain.source import Source
+from terra_cx.launch.program import Target
 from terra_cx.report import files
 from terra_cx.report.reading import PROFILE_NAME, FileError, read
 from terra_cx.report.runs import Run
@@ -39,17 +42,19 @@ def main(words: Sequence[str]) -> int:
     words = list(words)
     at = words.index("--") if "--" in words else len(words)
     options = _parser().parse_args(words[:at])
+    named: Target = options.target or options.module or options.code
+    target = replace(named, arguments=tuple(words[at + 1 :]))
     claims = files.Claims({"json": options.json})
     status = 0
     try:
-        if _is_file_of_a_run(options.target):
-            run = read(options.target)
+        if target.form == "script" and _is_file_of_a_run(Path(target.name)):
+            run = read(Path(target.name))
         else:
-            status, run = profiled(options.target, words[at + 1 :])
+            status, run = profiled(target)
     except UsageError as error:
         sys.stderr.write(f"terra-cx explain: {error}\n")
         return error.exit_code
-    source = Source()
+    source = Source({"<string>": target.name} if target.form == "code" else {})
     advice, shown = advise(run, source), pages(run, source)
     claims.write("json", lambda: files.as_json(record(run, advice, shown)))
     show(Console(width=options.width), run, advice, shown)
@@ -62,23 +67,24 @@ def main(words: Sequence[str]) -> int:
     return 1 if status else 9 if claims.failed else 0
 
 
-def profiled(script: Path, arguments: Sequence[str]) -> tuple[int, Run]:
-    """Run a script under `terra-run --profile`, and read the profile.
+def profiled(target: Target) -> tuple[int, Run]:
+    """Run a program under `terra-run --profile`, and read the profile.
 
     Returns:
-        The script's exit status, and what it left.
+        The program's exit status, and what it left.
 
     Raises:
         UsageError: there is no such script, terra-cx is turned off, or nothing was left.
     """
-    if not script.exists():
-        raise UsageError(f"{script}: no such file; name a script, or the JSON file that a run has left")
+    if target.form == "script" and not Path(target.name).exists():
+        raise UsageError(f"{target.name}: no such file; name a script, or the JSON file that a run has left")
     if config.load().disable:
         raise UsageError("terra-cx is turned off here, so there is nothing to explain; unset TERRA_DISABLE")
     with tempfile.TemporaryDirectory(prefix="terra-cx-explain-") as folder:
-        status = _run(script, arguments, Path(folder))
+        status = _run(target, Path(folder))
         if not (Path(folder) / PROFILE_NAME).is_file():
-            raise _NothingError(f"{script} left no profile (exit status {status}); see what it says above")
+            name = "the code" if target.form == "code" else target.name
+            raise _NothingError(f"{name} left no profile (exit status {status}); see what it says above")
         try:
             return status, read(Path(folder) / PROFILE_NAME)
         except FileError as error:
@@ -86,15 +92,15 @@ def profiled(script: Path, arguments: Sequence[str]) -> tuple[int, Run]:
 
 
 class _NothingError(UsageError):
-    """A script was run, and there is nothing to explain."""
+    """A program was run, and there is nothing to explain."""
 
     exit_code = 1
 
 
-def _run(script: Path, arguments: Sequence[str], folder: Path) -> int:
+def _run(target: Target, folder: Path) -> int:
     package = str(Path(terra_cx.__file__).parents[1])
-    ours = ["--quiet", "--profile", str(folder), "--", str(script)]
-    command = [sys.executable, "-c", _BOOT, package, *ours, *arguments]
+    ours = ["--quiet", "--profile", str(folder)]
+    command = [sys.executable, "-c", _BOOT, package, *ours, *target.command]
     process = subprocess.Popen(command, stdout=_stderr())
     while True:
         try:
@@ -125,14 +131,29 @@ def _width(word: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="terra-cx explain",
-        usage="terra-cx explain [options] SCRIPT|FILE [-- ARGUMENTS]",
+        usage="terra-cx explain [options] SCRIPT|FILE|-m MODULE|-c CODE [-- ARGUMENTS]",
         description="Says of every line of a program how many ops it issues, what Python takes there, what it waits "
-        "for and where it diverges, and ranks what to change by what it can gain. ARGUMENTS go to the script.",
+        "for and where it diverges, and ranks what to change by what it can gain. ARGUMENTS go to the program.",
         epilog=_EPILOG,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "target", type=Path, metavar="SCRIPT|FILE", help="a script, or the file that a run has left"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "target",
+        type=partial(Target, "script"),
+        nargs="?",
+        metavar="SCRIPT|FILE",
+        help="a script, or the file that a run has left",
+    )
+    what.add_argument(
+        "-m", dest="module", type=partial(Target, "module"), metavar="MODULE", help="a module, as python -m"
+    )
+    what.add_argument(
+        "-c",
+        dest="code",
+        type=partial(Target, "code"),
+        metavar="CODE",
+        help="a program as text, as python -c",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the explanation as JSON")
     parser.add_argument(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 __all__ = ["Source", "place", "short"]
 
@@ -28,10 +29,14 @@ def short(line: str) -> str:
 
 
 class Source:
-    """Files as they are now, read once each."""
+    """Files as they are now, read once each.
 
-    def __init__(self) -> None:
-        self._files: dict[str, list[str] | None] = {}
+    Args:
+        known: texts by name, of what no file holds.
+    """
+
+    def __init__(self, known: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._files: dict[str, list[str] | None] = {name: text.splitlines() for name, text in known.items()}
         self._trees: dict[str, ast.Module] = {}
 
     def lines(self, name: str) -> list[str] | None:
