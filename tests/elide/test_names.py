@@ -81,6 +81,36 @@ def test_a_name_that_is_gone(library):
     assert names.changed()
 
 
+def test_another_base_class(library):
+    """What a method means by its name may change in a class that nobody writes to."""
+
+    class Base:
+        def call(self, x):
+            return x
+
+    class Layer(Base):
+        pass
+
+    class Same(Base):
+        pass
+
+    class Other:
+        def call(self, x):
+            return -x
+
+    names = Names()
+    names.add(ran(library.entry), {Layer: {"call"}})
+    assert not names.changed()
+    Layer.__bases__ = (Same,)
+    assert not names.changed()
+    Same.call = Other.call
+    assert names.changed()
+    del Same.call
+    assert not names.changed()
+    Layer.__bases__ = (Other,)
+    assert names.changed()
+
+
 def test_a_function_that_did_not_run_does_not_matter(library):
     names = known(library)
     library.unused = len

@@ -19,6 +19,10 @@ class Thing:
         vars(self).update(attributes)
 
 
+class Other(Thing):
+    pass
+
+
 class Slotted:
     __slots__ = ("other", "value")
 
@@ -48,6 +52,8 @@ def changes():
         "an attribute behind the back": lambda: vars(inner).update(rate=0.75),
         "a new attribute": lambda: setattr(inner, "more", 1),
         "a deleted attribute": lambda: delattr(inner, "rate"),
+        "its class": lambda: setattr(inner, "__class__", Other),
+        "its dict": lambda: setattr(inner, "__dict__", vars(inner) | {"rate": 0.25}),
         "an element": lambda: inner.sizes.__setitem__(0, 5),
         "a longer list": lambda: inner.sizes.append(3),
         "an entry": lambda: inner.table.update(a=2),
@@ -69,6 +75,16 @@ def test_what_is_changed_is_seen(which):
     assert known.changed() is None
     doors[which]()
     assert known.changed() is not None
+
+
+def test_an_equal_dict_in_its_place_is_watched_like_the_first():
+    thing = Thing(rate=0.5)
+    known = state(thing)
+    for _ in range(3):
+        assert known.changed() is None
+        thing.__dict__ = dict(vars(thing))
+    thing.rate = 0.25
+    assert known.changed() == "Thing.rate"
 
 
 def test_what_no_name_leads_to_is_not_compared():

@@ -81,7 +81,7 @@ def truth(monkeypatch):
 
 @pytest.mark.parametrize(
     ("sleep", "read_every", "size", "bound"),
-    [(0.008, 1, 400, "python"), (0.004, 1, 800, "fetch"), (0.004, 1000, 800, "graph")],
+    [(0.032, 1, 400, "python"), (0.016, 1, 1200, "fetch"), (0.016, 1000, 1200, "graph")],
 )
 def test_each_metric_is_within_five_percent_of_the_truth(
     tmp_path, monkeypatch, truth, sleep, read_every, size, bound

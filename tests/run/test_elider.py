@@ -111,7 +111,17 @@ def added_loss(parts):
     parts.model.layers[0].activity_regularizer = keras.regularizers.L2(0.5)
 
 
+class Doubling(keras.layers.Dense):
+    def call(self, inputs, training=None):
+        return 2.0 * super().call(inputs)
+
+
+def another_class(parts):
+    parts.model.layers[0].__class__ = Doubling
+
+
 CHANGES = [
+    another_class,
     dtype_policy,
     added_loss,
     nothing,

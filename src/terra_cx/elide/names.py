@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
-from operator import attrgetter, itemgetter
+from operator import attrgetter, is_, itemgetter
 from types import CodeType
 from typing import Any
+
+from terra_cx.elide.versions import Versions, of_classes
 
 __all__ = ["Codes", "Methods", "Names", "is_library", "used_names"]
 
@@ -58,11 +60,14 @@ class Names:
     """What names mean for the calls of one step."""
 
     def __init__(self) -> None:
-        self._wanted: dict[int, tuple[Mapping[str, Any], set[str]]] = {}
+        self._wanted: dict[int, tuple[dict[str, Any], set[str]]] = {}
         self._methods: dict[type, set[str]] = {}
         self._seen: set[tuple[CodeType, int]] = set()
         self._getters: list[tuple[Callable[[Any], Any], Any]] = []
         self._meanings: list[Any] = []
+        self._lines: list[tuple[type, ...]] = []
+        self._written: Versions | None = None
+        """Of the modules and classes, once what they say has been compared; None where more were added."""
 
     def __len__(self) -> int:
         """How many functions' names are known."""
@@ -119,11 +124,28 @@ class Names:
             ),
         ]
         self._meanings = [getter(where) for getter, where in self._getters]
+        self._lines = list(map(_line_of, self._methods))
+        self._written = None
 
     def changed(self) -> bool:
         """Whether a name means something else than it did."""
+        if self._written is None:
+            modules = [mapping for mapping, names in self._wanted.values() if names]
+            self._written = Versions(dicts=[*modules, *of_classes(self._methods)])
+        stands = self._written.stand()
+        if stands and all(map(is_, map(_line_of, self._methods), self._lines)):
+            return False
         try:
             # Compared with ``==``, which takes what is identical for equal: functions, classes and modules are no more.
-            return [getter(where) for getter, where in self._getters] != self._meanings
+            if [getter(where) for getter, where in self._getters] != self._meanings:
+                return True
         except (AttributeError, KeyError):
             return True
+        if stands:  # but a class inherits from others now
+            self._compile()
+        else:
+            self._written.accept()
+        return False
+
+
+_line_of = attrgetter("__mro__")

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from terra_cx.elide.versions import Versions
 from terra_cx.tf.native import DType, EagerTensorBase, TensorShape
 
 __all__ = ["State", "Unfit", "same"]
@@ -75,17 +76,20 @@ class State:
         self._opaque = opaque
         # Columns rather than records, so that a check is a few passes in C over all of them (`_as_it_was`).
         self._objects: list[Any] = []
+        self._classes: list[type] = []
         self._sizes: list[int] = []
         self._getters: list[Callable[[Any], tuple[Any, ...]]] = []
         self._values: list[Any] = []
         self._lists = _Columns(list.__len__, list.__iter__)
         self._dicts = _Columns(dict.__len__, dict.values)
         self._keys = _Columns(dict.__len__, dict.keys)
+        self._sets = _Columns(set.__len__, set.__iter__)
         self._slots: list[Any] = []
         self._slot_getters: list[Callable[[Any], Any]] = []
         self._contents: list[Any] = []
-        self._sets: list[tuple[Any, frozenset[int], tuple[Any, ...]]] = []
         self._arrays: list[tuple[Any, bytes]] = []
+        self._written: Versions | None = None
+        """Of objects and dicts, once these have been compared; None where more were added."""
         self.reached: set[int] = set()
         """The `id` of all that was reached, leaves included."""
         self.add(roots)
@@ -96,6 +100,7 @@ class State:
         Raises:
             Unfit: something cannot be compared.
         """
+        self._written = None
         stack = list(roots)
         while stack:
             value = stack.pop()
@@ -109,7 +114,7 @@ class State:
 
     def __len__(self) -> int:
         """How many objects are compared."""
-        kinds = (self._objects, self._lists.all, self._dicts.all, self._sets, self._slots, self._arrays)
+        kinds = (self._objects, self._lists.all, self._dicts.all, self._sets.all, self._slots, self._arrays)
         return sum(map(len, kinds))
 
     # -- gathering -----------------------------------------------------------------------------------------------
@@ -143,7 +148,7 @@ class State:
             self._keys.add(value)
         elif issubclass(kind, (set, weakref.WeakSet)):
             inside = tuple(value)
-            self._sets.append((value, frozenset(map(id, inside)), inside))
+            self._sets.add(value if issubclass(kind, set) else value.data)
         elif issubclass(kind, (tuple, frozenset)):
             inside = tuple(value)
         return (*inside, *self._attributes(value, kind, required=not issubclass(kind, _CONTAINERS)))
@@ -167,6 +172,7 @@ class State:
             if names and not self._opaque.issuperset(names):
                 getter = itemgetter(*(names if len(names) > 1 else names * 2))
                 self._objects.append(value)
+                self._classes.append(kind)
                 self._sizes.append(len(attributes))
                 self._getters.append(getter)
                 self._values += getter(attributes)
@@ -201,21 +207,36 @@ class State:
         Compared with ``is``: ``==`` would be faster still, but an object that has come in the place of another may have
         an ``__eq__`` that does something, as a tensor's does.
         """
+        if self._written is None:
+            self._written = Versions(self._objects, self._dicts.all)
+        if not self._written.stand():
+            if not (
+                self._attributes_are_as_they_were()
+                and self._dicts.as_they_were()
+                and self._keys.as_they_were()
+            ):
+                return False
+            self._written.accept()
+        return (
+            self._lists.as_they_were()
+            and all(map(is_, map(call, self._slot_getters, self._slots), self._contents))
+            and self._sets.as_they_were()
+            and not any(map(_is_other_array, self._arrays))
+        )
+
+    def _attributes_are_as_they_were(self) -> bool:
         attributes = list(map(_attributes_of, self._objects))
         return (
-            list(map(len, attributes)) == self._sizes
+            all(map(is_, map(type, self._objects), self._classes))
+            and list(map(len, attributes)) == self._sizes
             and all(map(is_, chain.from_iterable(map(call, self._getters, attributes)), self._values))
-            and self._lists.as_they_were()
-            and self._dicts.as_they_were()
-            and self._keys.as_they_were()
-            and all(map(is_, map(call, self._slot_getters, self._slots), self._contents))
-            and not any(map(_is_other_set, self._sets))
-            and not any(map(_is_other_array, self._arrays))
         )
 
     def _difference(self) -> str | None:
         """As `changed`; what has been replaced by an equal number or string is known from now on."""
         at = 0
+        if not all(map(is_, map(type, self._objects), self._classes)):
+            return "the class of an object"
         for value, size, getter in zip(self._objects, self._sizes, self._getters, strict=True):
             attributes = value.__dict__
             now = getter(attributes)
@@ -233,13 +254,13 @@ class State:
             if not same(content, self._contents[index]):
                 return f"an attribute of {type(holder).__name__}"
             self._contents[index] = content
-        if any(map(_is_other_set, self._sets)):
+        if not self._sets.are_alike():
             return "a set"
         return "an array" if any(map(_is_other_array, self._arrays)) else None
 
 
 class _Columns:
-    """Lists, or dicts, and what they held.
+    """Lists, dicts or sets, and what they held, in its order.
 
     Args:
         length, items: of the built-in class itself: subclasses may tell something else.
@@ -272,11 +293,6 @@ class _Columns:
         if alike:
             self._items = now
         return alike
-
-
-def _is_other_set(known: tuple[Any, frozenset[int], tuple[Any, ...]]) -> bool:
-    value, ids, _ = known
-    return len(value) != len(ids) or not ids.issuperset(map(id, value))
 
 
 def _is_other_array(known: tuple[Any, bytes]) -> bool:
