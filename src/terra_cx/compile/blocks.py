@@ -9,7 +9,7 @@ that is taken both ways becomes a cut after it has been left twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,10 @@ class Step:
     """For a gradient: per result None, a source, or a triple of sources; a source as in `FlatOp.inputs`."""
     implicit: tuple[tuple[int, Node, int, int], ...] = ()
     """Parameters (number, node, output, execution) that the gradient takes from earlier blocks of the region."""
+    given: tuple[int, ...] = ()
+    """The flat outputs of the step that are results."""
+    named: frozenset[tuple[Node, int, int]] = frozenset()
+    """The results that are outputs of ops of earlier blocks: node, output, execution."""
     calls: dict[Any, Any] = field(default_factory=dict)
     """What is known of calls of functions that begin here (`run.function_elider`)."""
 
@@ -378,6 +382,9 @@ class _Builder:
         self._step(node, call, tuple(checks), base, all_specs, first_op)
         step = block.steps[-1]
         step.results = results
+        flat = [item for item in _flat(results) if item is not None]
+        step.given = tuple(item[1] for item in flat if item[0] == "l")
+        step.named = frozenset(item[1:] for item in flat if item[0] == "n")
         implicit = []
         for key, param in self.params.items():
             if param < before:
@@ -409,6 +416,15 @@ class _Builder:
         if rule.need is Need.KNOWN:
             return ("k", rule.value)
         return self.source(rule, use)[0]
+
+
+def _flat(results: tuple[Any, ...]) -> Iterator[Any]:
+    """The sources among the results of a gradient, triples of them opened."""
+    for item in results:
+        if item is not None and (isinstance(item[0], tuple) or item[0] is None):
+            yield from item
+        else:
+            yield item
 
 
 def _held(op: str, rule: Rule) -> Check:

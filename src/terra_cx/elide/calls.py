@@ -94,6 +94,8 @@ class Argument:
     """With a spec, the array's dtype, None for a tensor."""
     array: bytes | None = None
     """What the array held in the trace."""
+    seen: Spec | None = None
+    """That of the placeholder that was admitted last: the next one often has the very same."""
 
     def admits(self, given: Any) -> bool:
         """Whether a leaf will do."""
@@ -104,15 +106,18 @@ class Argument:
             return type(given) is np.ndarray and given.dtype == self.value and given.shape == spec.shape
         if type(given) is Placeholder:
             other = given._slot.spec
-            alike = other.dtype == spec.dtype and given._shape_tuple() == spec.shape
-        else:
-            alike = (
-                type(given) is EagerTensor
-                and given._datatype_enum() == spec.dtype
-                and given._shape_tuple() == spec.shape
-            )
+            if other is not self.seen:
+                if other.dtype != spec.dtype or given._shape_tuple() != spec.shape:
+                    return False
+                self.seen = None if other.shape is None else other
+        elif (
+            type(given) is not EagerTensor
+            or given._datatype_enum() != spec.dtype
+            or given._shape_tuple() != spec.shape
+        ):
+            return False
         # (`getattr` would ask TensorFlow's own `__getattr__`, which puts together what it has to say first.)
-        return alike and given.__dict__.get("_keras_mask") is None
+        return given.__dict__.get("_keras_mask") is None
 
 
 @dataclass(slots=True, eq=False)
@@ -155,6 +160,33 @@ class LibraryCall:
     missed: int = 0
     """How often it could not be elided because something was not as noted."""
     plans: dict[Any, Any] = field(default_factory=dict)
+    handles: tuple[Any, ...] = ()
+    """Of the variables in ``accesses``, which have them for life."""
+
+    _plain: tuple[tuple[int, Any], ...] = ()
+    _typed: tuple[tuple[int, Argument], ...] = ()
+
+    def __post_init__(self) -> None:
+        self.handles = tuple(variable.handle for variable in self.accesses)
+        numbered = tuple(enumerate(self.arguments))
+        self._plain = tuple((number, known.value) for number, known in numbered if known.spec is None)
+        self._typed = tuple((number, known) for number, known in numbered if known.spec is not None)
+
+    def admits(self, leaves: list[Any]) -> bool:
+        """Whether the leaves of a call's arguments will do; there are as many as in the trace."""
+        for number, value in self._plain:
+            leaf = leaves[number]
+            if leaf is not value and not same(leaf, value):
+                return False
+        typed = self._typed
+        for number, known in typed:
+            if not known.admits(leaves[number]):
+                return False
+        if len(typed) < 2:
+            return True
+        if not self.repeated and len({id(leaves[number]) for number, _ in typed}) == len(typed):
+            return True
+        return repeated(leaves) == self.repeated
 
     def has_same_arrays(self, leaves: list[Any]) -> bool:
         """Whether all arrays are those of the trace: then it makes no difference what was made of them."""

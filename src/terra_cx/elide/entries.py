@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
-from operator import is_
 from typing import Any
 
+from terra_cx.elide.versions import Versions
 from terra_cx.tf import native
 from terra_cx.tf.boundary import Boundary
 
@@ -76,8 +76,10 @@ class Entries:
         self._libraries: set[str] = set()
         self._state: Any = None
         self._legacy: Any = None
-        self._noted: tuple[list[str], list[Any], Any] = ([], [], None)
-        """Keras's settings as they were last: names, values, what `ambient` makes of them."""
+        self._noted: tuple[Any, Any, Any] = (None, None, None)
+        """Keras's settings of a thread when noted last: where, with which strategy, what `ambient` makes of them."""
+        self._written = Versions()
+        """Of these settings."""
 
     def put(self, boundary: Boundary) -> None:
         """Put the hooks in place that are not yet; to be called again, since programs import libraries late."""
@@ -118,18 +120,23 @@ class Entries:
             return None
         settings = vars(self._state.GLOBAL_STATE_TRACKER)
         others = vars(self._state.GLOBAL_SETTINGS_TRACKER)
+        strategy = native.strategy()
+        here, with_strategy, found = self._noted
+        if here is not settings:
+            self._written = Versions(dicts=(settings, others))
+        if self._written.stand() and with_strategy is strategy:
+            return found
         call, scope = settings.get("current_call_ctx"), settings.get("autocast_scope")
-        names, values = [*settings, *others], [native.strategy(), *settings.values(), *others.values()]
-        if names == self._noted[0] and call is scope is None and all(map(is_, values, self._noted[1])):
-            return self._noted[2]
         found = (
             None if call is None else [(k, v) for k, v in vars(call).items() if k != "entry_layer"],
             None if scope is None else scope.dtype,
-            id(values[0]),
+            id(strategy),
             [(k, id(v)) for k, v in settings.items() if k not in _SKIPPED_SETTINGS and v is not None],
             [(k, id(v)) for k, v in others.items()],
         )
-        self._noted = names, values, found
+        if call is scope is None:  # what these hold is not told by versions
+            self._written.accept()
+            self._noted = settings, strategy, found
         return found
 
 

@@ -57,10 +57,22 @@ _ROOM = 30
 """Frames that executing a run, or handing it over, takes at most."""
 
 
-def _have_room(frames: int) -> None:
-    """Have the interpreter raise RecursionError now, if so many more frames do not fit."""
+def _have_room() -> None:
+    """Have the interpreter raise RecursionError now, if `_ROOM` more frames do not fit.
+
+    Native code between two frames may count as well, which nobody can ask for: only if there are few frames is it
+    certain without trying.
+    """
+    try:
+        sys._getframe(sys.getrecursionlimit() // 4 - _ROOM)
+    except ValueError:
+        return
+    _descend(_ROOM)
+
+
+def _descend(frames: int) -> None:
     if frames:
-        _have_room(frames - 1)
+        _descend(frames - 1)
 
 
 class Dispatching:
@@ -197,7 +209,7 @@ class Dispatching:
         if run.pos == 0:  # its first op raised in Python's hands: nothing was validated
             self.run = self.step = None
             return
-        _have_room(_ROOM)
+        _have_room()
         run.frozen = True  # should Ctrl-C leave it open once it is on its way, no op may be added to it
         block = run.block
         if block.idle:
@@ -314,7 +326,7 @@ class Dispatching:
         Raises:
             RecursionError: the program's stack is so full that a run might be left half-way; nothing was done.
         """
-        _have_room(_ROOM)
+        _have_room()
         handover = self.handover
         if handover.held_are_quick() and native.executing_eagerly() and _tapes_empty() and not self.placed():
             busy, self.busy = self.busy, True  # a finaliser's ops are none of the region's

@@ -17,11 +17,12 @@ Guarantees:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.compile.blocks import FEED, KNOWN, LOCAL, PARAM, Block, Check, Step
-from terra_cx.elide.calls import Argument, LibraryCall, flatten, flatten_arguments, normal, repeated
+from terra_cx.elide.calls import LibraryCall, flatten, flatten_arguments, normal
 from terra_cx.elide.entries import Entry
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.checks import admits, flat_checks
@@ -64,8 +65,10 @@ class _Stretch:
     """Parameters that are outputs of the call's earlier ops: (op, output)."""
     slots: list[tuple[int, Spec, tuple[int, int]]] = field(default_factory=list)
     """Flat outputs that somebody will ask for, and which op's they are."""
-    needed: list[Step] = field(default_factory=list)
-    """Steps that gradients of other blocks refer to."""
+    turns: list[Node] = field(default_factory=list)
+    """Nodes whose executions are counted, because gradients of other blocks refer to them."""
+    kept: list[tuple[Node, int, int, Any]] = field(default_factory=list)
+    """What they refer to: output, or argument as -1 and below; what it is (LOCAL, PARAM, KNOWN), and which."""
     values: list[tuple[tuple[int, int], Any]] = field(default_factory=list)
     """Known results that somebody will ask for."""
     built: int = 0
@@ -96,7 +99,7 @@ class Elider:
         args = normal(args)
         leaves, structure = flatten_arguments(args[1:], kwargs)
         skeleton = self._skeleton
-        before = skeleton.position()
+        before = skeleton.run, skeleton.step, len(skeleton.log.runs)
         try:
             found = self._found(known, structure, leaves)
             if (
@@ -111,7 +114,7 @@ class Elider:
         except _INTERNAL as error:
             skeleton.failed(error)
             self._elisions.calls.clear()
-            if skeleton.position() != before:
+            if (skeleton.run, skeleton.step, len(skeleton.log.runs)) != before:
                 raise  # half of the call is done: neither can it be run nor answered
             found = None
         if found is not None:
@@ -140,8 +143,7 @@ class Elider:
         return (
             structure == call.structure
             and call.taped == (not _tapes_empty(), bool(_tapes_stopped()))
-            and all(map(Argument.admits, call.arguments, leaves))  # the structure says that there are as many
-            and repeated(leaves) == call.repeated
+            and call.admits(leaves)
             and not self._skeleton.placed()
         )
 
@@ -169,7 +171,7 @@ class Elider:
             if plan is None:
                 return None
             made: dict[tuple[int, int], Any] = {}
-            skeleton.accessed(call.accesses)
+            skeleton.accessed(call.accesses, call.handles)
             skeleton.paused(call.pauses)
             self._commit(call, plan, made)
         except Frozen:
@@ -200,11 +202,15 @@ class Elider:
             index += stretch.count
             if index < len(call.nodes) and pos + stretch.count < len(run.block.steps):
                 return None  # the block goes on another way
+            slots = run.slots
             for check, number, dtype in stretch.given:
                 leaf = leaves[number]
                 if dtype is not None:
                     leaf = native.as_tensor(leaf, native.dtype_of(dtype))
-                if not admits(run, check, leaf):
+                if check[0] == LOCAL:  # `admits` without the call: most arguments are of this kind
+                    if type(leaf) is not Placeholder or leaf._slot is not slots[check[1]]:
+                        return None
+                elif not admits(run, check, leaf):
                     return None
             while stretch.fixed:
                 check, value = stretch.fixed[-1]
@@ -258,7 +264,8 @@ class Elider:
                 elif key in wanted or key[1] in step.needed:
                     stretch.slots.append((flat, step.specs[key[1]], key))
             if step.needed:
-                stretch.needed.append(step)
+                stretch.turns.append(step.node)
+                stretch.kept += _kept(step)
                 stretch.slots += self._arguments(step, steps, index, pos, stretch)
         return stretch
 
@@ -319,11 +326,12 @@ class Elider:
                 run.params[number] = made[key]
             for flat, spec, key in stretch.slots:
                 slots[flat] = made[key] = Slot(spec, run, flat)
-            turns = {}
-            for step in stretch.needed:
-                turns[step.node] = log.turns.get(step.node, 0) + 1
-                skeleton.keep_arguments(run, step)
-                skeleton.keep_outputs(run, step)
+            params, bound, turn = run.params, log.bound, log.turns.get
+            for node, what, kind, which in stretch.kept:
+                thing = slots[which] if kind == LOCAL else which if kind == KNOWN else params[which]
+                if thing is not None or what >= 0:
+                    bound[node, what, turn(node, 0)] = thing
+            turns = {node: turn(node, 0) + 1 for node in stretch.turns}
             made.update(stretch.values)
             if run is skeleton.run:
                 skeleton.advance_over(run, stretch.pos + stretch.count, turns)
@@ -332,7 +340,8 @@ class Elider:
                 skeleton.enter(run, skeleton.here(), call.nodes[index], stretch.count)
             index += stretch.count
 
-    def _result(self, call: LibraryCall, leaves: list[Any], made: dict[tuple[int, int], Any]) -> Any:
+    @staticmethod
+    def _result(call: LibraryCall, leaves: list[Any], made: dict[tuple[int, int], Any]) -> Any:
         answer = []
         for source in call.results:
             if source[0] == "arg":
@@ -457,6 +466,18 @@ class Elider:
             if not right:
                 return False
         return True
+
+
+def _kept(step: Step) -> Iterator[tuple[Node, int, int, Any]]:
+    """What gradients of other blocks refer to of a step (`_Stretch.kept`)."""
+    checks = list(flat_checks(step))
+    for what in step.needed:
+        if what >= 0:
+            yield step.node, what, LOCAL, step.base + what
+        elif -1 - what < len(checks):
+            code, which = checks[-1 - what][:2]
+            if code in (LOCAL, KNOWN, PARAM, FEED):
+                yield step.node, what, PARAM if code == FEED else code, which
 
 
 def _work(node: Node) -> Any:

@@ -242,12 +242,12 @@ def prefix(skeleton: Skeleton, recorder: Recorder) -> None:
         recorder.adopt_tape(tape)
     events = recorder.trace.events
     for event in log.events:
-        ref: Ref | None = None
+        refs: list[Ref | None] = [None]
         if event.what == "watch":
-            ref = ref_of(event.args)
+            refs = [ref_of(event.args)]
         elif event.what == "access":
-            ref = Resource(event.args)
-        events.append(TapeEvent(event.position, event.what, event.tape, ref, event.detail))
+            refs = list(map(Resource, event.args))
+        events += [TapeEvent(event.position, event.what, event.tape, ref, event.detail) for ref in refs]
     for call in recorder.trace.calls:
         if call.kind is Kind.GRADIENT:
             call.events = sum(event.position <= call.position for event in events)

@@ -72,6 +72,11 @@ class FunctionCall:
     pack: type | None
     results: tuple[Any, ...]
     runs: int = 0
+    handles: tuple[Any, ...] = ()
+    """Of the variables in ``accesses``, which have them for life."""
+
+    def __post_init__(self) -> None:
+        self.handles = tuple(variable.handle for variable in self.accesses)
 
     @property
     def converts_numbers(self) -> bool:

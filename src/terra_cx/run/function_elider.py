@@ -175,8 +175,7 @@ class FunctionElider:
                     skeleton.keep_arguments(run, step)
                     if step.computed:
                         skeleton.keep_outputs(run, step)
-            if known.accesses:
-                skeleton.accessed(known.accesses)
+            skeleton.accessed(known.accesses, known.handles)
             answer = [
                 new_placeholder(slots[what]) if type(what) is int else what  # type: ignore[arg-type]
                 for what in known.results

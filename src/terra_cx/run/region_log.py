@@ -16,7 +16,10 @@ __all__ = ["Event", "RegionLog"]
 
 
 class Event:
-    """A tape event before the op at ``position``: ``what`` as in `trace.records.TapeEvent`."""
+    """A tape event before the op at ``position``: ``what`` as in `trace.records.TapeEvent`.
+
+    Of accesses, ``args`` are the handles of the variables: one event for all that a call tells.
+    """
 
     __slots__ = ("args", "detail", "position", "tape", "what")
 

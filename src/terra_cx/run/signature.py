@@ -40,7 +40,7 @@ def signature_of(known: dict[Any, Any], log: RegionLog, tape: int, asked: list[A
     start = log.created(tape)
     base = next(index for index, event in enumerate(log.events) if event.what == "new" and event.tape == tape)
     events = [event for event in log.events[base:] if event.what != "access"]
-    accesses = [id(event.args) for event in log.events[base:] if event.what == "access"]
+    accesses = [id(handle) for event in log.events[base:] if event.what == "access" for handle in event.args]
     runs = [run for run in log.runs if run.position > start]
     numbers = {id(run): number for number, run in enumerate(runs)}
     names: dict[int, int] = {}

@@ -416,21 +416,22 @@ class Skeleton(Taping):
         if node.timed < TIMED:
             self.since = node, perf_counter()
 
-    def accessed(self, variables: Sequence[Any]) -> None:
-        """A library call that is elided would have told tapes and watchers of these variables."""
+    def accessed(self, variables: Sequence[Any], handles: tuple[Any, ...]) -> None:
+        """A call that is elided would have told tapes and watchers of these variables, which have these handles."""
+        if not variables:
+            return
         if self.log.tapes:
-            position, events = self.position(), self.log.events
+            self.log.events.append(Event(self.position(), "access", args=handles))
             for variable in variables:
-                events.append(Event(position, "access", args=variable.handle))
                 _accessed(variable)
         for variable in variables:
             _watched(variable)
 
     def paused(self, pauses: Sequence[tuple[int, str]]) -> None:
         """A library call that is elided would have stopped and restarted recording before some of its ops."""
-        position = self.position()
-        for op, what in pauses:
-            self.log.events.append(Event(position + op, what))
+        if pauses:
+            position = self.position()
+            self.log.events += [Event(position + op, what) for op, what in pauses]
 
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a library (`elide.entries`): elided if everything it depends on is as it was.

@@ -131,7 +131,7 @@ class Taping(Dispatching, ABC):
     def variable_accessed(self, variable: Any) -> Any:
         """``TFE_Py_TapeVariableAccessed``: the native tape watches the variable, as in eager."""
         if self._mine() and self.log.tapes:
-            self._event("access", args=variable.handle)
+            self._event("access", args=(variable.handle,))
         return REAL["TFE_Py_TapeVariableAccessed"](variable)
 
     # -- gradients -----------------------------------------------------------------------------------------------
@@ -211,31 +211,20 @@ class Taping(Dispatching, ABC):
             if unknown and bound.resolve()._shape_tuple() != run.block.params[number].shape:
                 return False
             run.params[number] = bound
-        return known.keys() >= {item[1:] for item in _named(step)}
+        return step.named <= known.keys()
 
     def _commit(self, run: BlockRun, step: Step) -> list[Any]:
         base, slots = step.base, run.slots
         log = self.log
-        for what, flat in _locals(step):
+        needed = [base + out for out in step.needed if out >= 0]
+        for flat in (*step.given, *needed):
             if slots[flat] is None:
                 slots[flat] = Slot(step.specs[flat - base], run, flat)
-            if what >= 0:
-                log.bound[step.node, what, log.turns.get(step.node, 0)] = slots[flat]
+        for flat in needed:
+            log.bound[step.node, flat - base, log.turns.get(step.node, 0)] = slots[flat]
         result = [_answer(item, run, log.bound) for item in step.results]
         self.advance(run, step)
         return result
-
-
-def _named(step: Step) -> list[Any]:
-    """The results of a gradient that are outputs of ops of earlier blocks."""
-    return [item for item in _flat_results(step.results) if type(item) is tuple and item and item[0] == "n"]
-
-
-def _locals(step: Step) -> list[tuple[int, int]]:
-    """The flat outputs of a gradient that need a slot: (-1, or the output's number if later gradients want it)."""
-    found = [(-1, item[1]) for item in _flat_results(step.results) if item is not None and item[0] == "l"]
-    found += [(out, step.base + out) for out in step.needed if out >= 0]
-    return found
 
 
 def _answer(item: Any, run: BlockRun, bound: dict[Any, Any]) -> Any:
@@ -262,13 +251,3 @@ def _asked(flat: list[Any]) -> list[Any]:
         elif arg._datatype_enum() != _RESOURCE:
             asked.append(arg)
     return asked
-
-
-def _flat_results(results: tuple[Any, ...]) -> list[Any]:
-    flat: list[Any] = []
-    for item in results:
-        if isinstance(item, tuple) and item and (isinstance(item[0], tuple) or item[0] is None):
-            flat.extend(item)
-        else:
-            flat.append(item)
-    return flat

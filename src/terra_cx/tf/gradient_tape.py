@@ -10,6 +10,7 @@ Source: ``tensorflow/python/eager/backprop.py``, ``GradientTape.gradient``; ``im
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,19 +27,50 @@ __all__ = ["install", "remove"]
 _method = Replaced(backprop.GradientTape, "gradient", backprop)
 _imperative_grad = imperative_grad.imperative_grad
 _is_variable = resource_variable_ops.is_resource_variable
+_ResourceVariable = resource_variable_ops.ResourceVariable
 _plain: dict[int, Any] = {}
 """Handles that were looked at, by `id`: floating and not packed. A variable has its handle for life."""
 _MOST = 10_000
 _DTYPES = frozenset({"float32", "float64", "bfloat16", "float16"})
 
 
+class _Keras:
+    """Keras's variables: what they hold, without the properties and scopes that lead there (ten calls for each)."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self._class: Any = None
+        self._properties: tuple[Any, ...] = ()
+
+    def variable(self) -> Any:
+        """Their class, if its ``handle`` is that of ``_value`` at present; None otherwise, or without Keras 3."""
+        if self._state is None:
+            keras: Any = sys.modules.get("keras")
+            if not hasattr(keras, "Variable") or keras.backend.backend() != "tensorflow":
+                return None
+            self._state = sys.modules["keras.src.backend.common.global_state"]
+            self._class = keras.Variable
+            self._properties = keras.Variable.handle, keras.Variable.value
+        scopes = vars(self._state.GLOBAL_STATE_TRACKER)
+        plain = scopes.get("stateless_scope") is None and scopes.get("autocast_scope") is None
+        return self._class if plain and self._properties == (self._class.handle, self._class.value) else None
+
+
+_keras = _Keras()
+
+
 def _handles(sources: list[Any] | tuple[Any, ...]) -> list[Any] | None:
     """The handles of floating resource variables, None if one is anything else."""
     handles = []
+    keras = _keras.variable()
     for source in sources:
-        if not _is_variable(source):
+        held = source._value if type(source) is keras else source
+        if type(held) is _ResourceVariable:
+            handle = held._handle
+        elif _is_variable(source):
+            handle = source.handle
+        else:
             return None
-        handle = source.handle
         if _plain.get(id(handle)) is not handle:
             dtype = source.dtype  # a string for a variable of Keras
             if getattr(dtype, "name", dtype) not in _DTYPES or handle.is_packed:
