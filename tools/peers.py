@@ -85,7 +85,7 @@ def run(file, times, mode, folder):
         "-p",
         "no:cacheprovider",
         "--tb=line",
-        "--timeout=900",
+        "--timeout=3600",  # a jacobian of the geometry takes minutes in eager
         "-o",
         "faulthandler_timeout=0",  # a dump of stacks may crash a process that is at work
     ]

@@ -19,9 +19,10 @@ import pytest
 import tensorflow as tf
 
 import terra_cx
-from terra_cx.run import block_run, conductor, graph_runner, handover, skeleton
+from terra_cx.run import block_run, conductor, graph_runner, handover, in_flight, skeleton
 from terra_cx.run.channels import Channel
 from terra_cx.tf.graphs import CompiledFunction
+from terra_cx.tf.native_queue import NativeQueue
 
 ROUNDS, STEPS, SICK = 3, 30, 24
 """Loops of the program, steps in each, and the step of the second loop from which on a fault is due."""
@@ -43,6 +44,11 @@ OWNER = [
     (handover.Handover, "wait"),
     (handover.Handover, "region_over"),
     (graph_runner.GraphRunner, "send"),
+    (graph_runner.GraphRunner, "launch"),
+    (graph_runner.GraphRunner, "land"),
+    (in_flight.InFlight, "adopt"),
+    (in_flight.InFlight, "land"),
+    (NativeQueue, "put"),
     (Channel, "send"),
 ]
 RUNNER = [
@@ -127,6 +133,12 @@ def mirrored(fault, caught, states=()):
     return wrong
 
 
+@pytest.fixture
+def nothing_in_flight(monkeypatch):
+    """The graph runner's thread executes all runs, as it does with those that are not quick."""
+    monkeypatch.setattr(graph_runner.GraphRunner, "launch", lambda self, run: False)
+
+
 @pytest.mark.parametrize("pace", ["overlapped", "turns"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("cls", "name"), OWNER, ids=lambda value: getattr(value, "__name__", value))
@@ -159,6 +171,7 @@ def test_a_failure_of_ours_on_the_owner_thread(monkeypatch, capfd, cls, name, af
     assert ("injected" in capfd.readouterr().err) is fault.raised
 
 
+@pytest.mark.usefixtures("nothing_in_flight")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("cls", "name"), RUNNER, ids=lambda value: getattr(value, "__name__", value))
 def test_a_failure_on_the_runners_thread(monkeypatch, cls, name, after):
@@ -223,8 +236,11 @@ class Anywhere:
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("pace", ["overlapped", "turns"])
-def test_ctrl_c_at_any_moment(pace):
+@pytest.mark.parametrize("pace", ["overlapped", "turns", "by thread"])
+def test_ctrl_c_at_any_moment(request, pace):
+    if pace == "by thread":
+        request.getfixturevalue("nothing_in_flight")
+        pace = "overlapped"
     run = terra_cx.co_execute(quiet=True, pace=pace)
     counter = Anywhere(0)
     assert run(mirrored)(counter, []) == []

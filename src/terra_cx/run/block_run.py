@@ -61,7 +61,8 @@ class BlockRun:
 
     ``pos`` decides what has been issued: what stands in slots and draws beyond it was never committed. A run that
     is ``frozen`` stays as it is, because it is being handed over, by the owner thread, by another one, or by an op
-    inside the hook; ``outputs`` is None until its plan is made.
+    inside the hook; ``outputs`` is None until its plan is made. ``queued`` holds what came of queuing it natively
+    (`tf.native_queue.NativeQueue.put`), and nothing before and once it is done.
     """
 
     __slots__ = (
@@ -75,6 +76,7 @@ class BlockRun:
         "over",
         "params",
         "pos",
+        "queued",
         "region",
         "slots",
         "start",
@@ -96,6 +98,7 @@ class BlockRun:
         self.keep = False
         self.over = False
         self.outputs: frozenset[int] | None = None
+        self.queued: list[Any] = []
         self.error: BaseException | None = None
         self.waiters: list[threading.Lock] = []
 

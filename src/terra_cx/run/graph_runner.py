@@ -26,6 +26,7 @@ from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.channels import Channel, ChannelError
 from terra_cx.run.contest import Contest
 from terra_cx.run.eager import OpFailed, annotate, do_draw, feeds_of, run_eagerly, settle
+from terra_cx.run.in_flight import InFlight
 from terra_cx.run.leveling import Leveling, Trial
 from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.run.verify import Snapshot, is_to_be_verified, same_bits
@@ -74,6 +75,7 @@ class GraphRunner:
         self._guest: int | None = None
         """The thread that is executing runs in the runner's place."""
         self._executing = threading.Lock()
+        self._in_flight = InFlight(self._landed)
 
     # -- other threads -------------------------------------------------------------------------------------------
     def send(self, run: BlockRun) -> None:
@@ -81,6 +83,38 @@ class GraphRunner:
         if self._thread is None:
             self._start()
         self.path.send(run)
+
+    def could_launch(self, run: BlockRun) -> bool:
+        """Whether a run is of the kind that `launch` takes."""
+        return self.tap is None and self.failed is None and self._in_flight.admits(run)
+
+    def launch(self, run: BlockRun) -> bool:
+        """Have TensorFlow's own queue execute a run of the calling thread's; False if it is to be sent instead.
+
+        All before it must have been executed, or launched.
+        """
+        if self.tap is not None or self.failed is not None:
+            return False
+        with self._executing:
+            if run.state > State.SENT:
+                return True  # another thread had it executed (`Handover.publish`)
+            self._guest = threading.get_ident()
+            try:
+                return self._in_flight.launch(run)
+            finally:
+                self._guest = None
+
+    def land(self, run: BlockRun) -> bool:
+        """Wait for a run that was launched; False if it has to be sent, because it or one before it has failed."""
+        with self._executing:
+            if run.state > State.SENT:
+                return True
+            self._guest = threading.get_ident()
+            try:
+                self._in_flight.adopt(run)
+                return self._in_flight.land(run)
+            finally:
+                self._guest = None
 
     def is_current_thread(self) -> bool:
         """Whether the caller runs on the runner's thread, or on one that is executing runs in its place."""
@@ -107,6 +141,9 @@ class GraphRunner:
 
     def close(self) -> None:
         """Execute what is queued, then end the thread and wait for it."""
+        flying = self._in_flight.flying
+        if flying and not self.land(flying[-1]):
+            self.send(flying[-1])
         self.path.close()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -144,22 +181,36 @@ class GraphRunner:
             del run
 
     def _execute_once(self, run: BlockRun) -> None:
-        """Execute a run, unless that has been done or an earlier one has failed."""
+        """Execute a run and what is in flight before it, unless that has been done or an earlier one has failed."""
         with self._executing:
-            if run.state > State.SENT:
-                return
-            start = time.perf_counter()
-            self.current = run
-            failed = self.failed
-            if failed is not None:
-                assert failed.error is not None
-                run.fail(failed.error, State.DROPPED)
-            else:
-                self._execute(run)
-            self.current = None
-            seconds = time.perf_counter() - start
-            self.statistics.busy += seconds
-            run.block.seconds = seconds
+            flight = self._in_flight
+            if run.queued:
+                flight.adopt(run)
+            if flight.flying and not flight.land(flight.flying[-1]):
+                for flown in flight.clear():
+                    self._execute_now(flown)
+            self._execute_now(run)
+
+    def _execute_now(self, run: BlockRun) -> None:
+        if run.state > State.SENT:
+            return
+        start = time.perf_counter()
+        self.current = run
+        failed = self.failed
+        if failed is not None:
+            assert failed.error is not None
+            run.fail(failed.error, State.DROPPED)
+        else:
+            self._execute(run)
+        self.current = None
+        seconds = time.perf_counter() - start
+        self.statistics.busy += seconds
+        run.block.seconds = seconds
+
+    def _landed(self, run: BlockRun) -> None:
+        """A run has been executed elsewhere: how long that took is known from when it was executed here."""
+        self.statistics.compiled_runs += 1
+        self.statistics.busy += run.block.seconds
 
     def _fail(self, run: BlockRun, error: BaseException) -> None:
         """Python meets the error, and nothing later runs before."""

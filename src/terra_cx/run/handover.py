@@ -22,12 +22,12 @@ from collections import deque
 
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.graph_runner import GraphRunner
+from terra_cx.run.in_flight import QUICK
 
 __all__ = ["Handover"]
 
 _OPEN, _SENT = State.OPEN, State.SENT
-_QUICK = 0.005
-"""Seconds for which Ctrl-C may wait."""
+_KEPT_BACK = 8
 
 
 class Handover:
@@ -49,6 +49,8 @@ class Handover:
         self._held: list[BlockRun] = []
         self._sent: BlockRun | None = None
         """The run that the owner thread has sent last."""
+        self._kept_back = 0
+        """Quick runs in a row that were sent because the one before them was not done."""
         self._regions_held = 0
         self._ahead: deque[BlockRun | None] = deque()
 
@@ -59,9 +61,27 @@ class Handover:
         self.youngest = run
         if self.in_turns:
             self._held.append(run)
-        else:
+        elif not self._launched(run):
             self._sent = run
             self.runner.send(run)
+
+    def _launched(self, run: BlockRun) -> bool:
+        """Whether a run was put behind those in flight: not while the graph runner's thread has something to do.
+
+        It always has where Python is faster than the graph; if for some runs nothing else was in the way, it is waited
+        for, once.
+        """
+        if not self._nothing_sent():
+            self._kept_back = self._kept_back + 1 if self.runner.could_launch(run) else 0
+            if self._sent is None or self._kept_back < _KEPT_BACK:
+                return False
+            self.wait(self._sent, "the runs before it")
+        self._kept_back = 0
+        return self.runner.launch(run)
+
+    def _nothing_sent(self) -> bool:
+        """Whether the graph runner's thread has done all that it was sent."""
+        return self._sent is None or self._sent.state > _SENT
 
     def take_turns(self, in_turns: bool) -> None:
         """Choose how the following regions are handed over."""
@@ -80,11 +100,11 @@ class Handover:
 
     def held_are_quick(self) -> bool:
         """Whether waiting for what is held back would take longer than doing it, and nothing is before it."""
-        held, sent = self._held, self._sent
+        held = self._held
         return (
             bool(held)
-            and (sent is None or sent.state > _SENT)
-            and sum([run.block.seconds for run in held]) < _QUICK
+            and self._nothing_sent()
+            and sum([run.block.seconds for run in held]) < QUICK
             and all(run.complete and run.block.ready(run.outputs) for run in held)
         )
 
@@ -134,6 +154,11 @@ class Handover:
         if run.state > _SENT:
             return
         start = time.perf_counter()
+        if run.queued:
+            if self.runner.land(run):
+                self.waited += time.perf_counter() - start
+                return
+            self.runner.send(run)
         lock = threading.Lock()
         lock.acquire()
         run.waiters.append(lock)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from google.protobuf import message as protobuf
@@ -129,17 +129,20 @@ class CompiledFunction:
         """
         if self._trials:
             return self._try(feeds)
-        result = _execute(
-            native.context()._handle, None, self.name, feeds + self._captures, self._attrs, self._outputs
+        return self.prepared(feeds)() or []
+
+    def prepared(self, feeds: list[Any]) -> Callable[[], list[Any] | None]:
+        """A call that is all native; its executor is as chosen so far."""
+        context = native.context()._handle
+        return functools.partial(
+            _execute, context, None, self.name, feeds + self._captures, self._attrs, self._outputs
         )
-        return result or []
 
     def _try(self, feeds: list[Any]) -> list[Any]:
         self._use(self._trials.pop())
+        run = self.prepared(feeds)
         start = time.perf_counter()
-        result = _execute(
-            native.context()._handle, None, self.name, feeds + self._captures, self._attrs, self._outputs
-        )
+        result = run()
         seconds = time.perf_counter() - start
         self._seconds[self.executor] = min(seconds, self._seconds.get(self.executor, seconds))
         if not self._trials:

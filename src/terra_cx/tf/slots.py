@@ -63,16 +63,18 @@ class Slot:
 
     ``run`` is the block run that will fill the slot, ``index`` the output's number in it. ``position`` numbers the ops
     of a region. A value may be *replaced* by a bit-identical tensor when a tape is rebuilt (see `run.fallback`).
-    ``uid`` is the number by which tapes know the tensor, once somebody has asked for it.
+    ``uid`` is the number by which tapes know the tensor, once somebody has asked for it. ``pending`` is a tensor that
+    is still to come, of a run that may yet fail; only other runs are given it (`run.in_flight`).
     """
 
-    __slots__ = ("error", "index", "run", "spec", "uid", "value")
+    __slots__ = ("error", "index", "pending", "run", "spec", "uid", "value")
 
     def __init__(self, spec: Spec, run: Filler | None, index: int) -> None:
         self.spec = spec
         self.run = run
         self.index = index
         self.value: Any = None
+        self.pending: Any = None
         self.error: BaseException | None = None
         self.uid: int | None = None
 

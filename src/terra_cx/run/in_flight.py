@@ -1,0 +1,166 @@
+"""Runs in flight: the owner thread hands quick runs to TensorFlow's own queue, and no thread of ours is in between.
+
+The graph runner's thread needs the interpreter before and after each run, and takes it from the owner thread; for a
+graph that runs for half a millisecond, that and the two wake-ups cost as much as the graph. The queue needs neither.
+
+Guarantees:
+
+* A run is put into the queue only if all before it have been executed or are in the queue, by the owner thread, and
+  once: `BlockRun.queued` is filled by the native call that queues it, so an interrupt finds it queued or not.
+* Its slots are filled when it has *landed*: when somebody has waited for it, or for one behind it, and it did not fail.
+  Until then its results are `Slot.pending`, which only later runs are given.
+* The queue is waited for natively, with the interpreter let go and signals late: so only runs that are known to be
+  quick are queued, and no more than take `QUICK` together, before it is waited for.
+* A run that failed has changed nothing (the transaction rule), and those behind it have not run. The graph runner does
+  them again, in order, and finds what eager finds; on its own thread, for the owner's may have a tape open.
+* All methods are called under the graph runner's lock, and it executes nothing as long as something is flying.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from terra_cx.run.block_run import BlockRun, State
+from terra_cx.tf import native
+from terra_cx.tf.graphs import CompiledFunction
+from terra_cx.tf.native_queue import NativeQueue, wait_for
+from terra_cx.tf.slots import Slot
+
+__all__ = ["QUICK", "InFlight"]
+
+QUICK = 0.005
+"""Seconds for which Ctrl-C may wait."""
+_OPAQUE = frozenset({20, 21})
+"""Dtypes (resource, variant) of tensors that cannot be waited for."""
+_MOST = 1000
+_REFUSED = (native.NotOkStatus, native.OpError)
+
+
+class InFlight:
+    """See the module's page.
+
+    Args:
+        landed: told of each run that has run.
+    """
+
+    def __init__(self, landed: Callable[[BlockRun], None]) -> None:
+        self.flying: deque[BlockRun] = deque()
+        self.seconds = 0.0
+        """What all that is flying takes, as measured when each ran by itself."""
+        self._landed = landed
+        self._queue: NativeQueue | None = None
+        self._tokens: dict[tuple[int, frozenset[int]], int | None] = {}
+
+    def admits(self, run: BlockRun) -> bool:
+        """Whether a run is of the kind that is queued: compiled, quick, without draws, with something to wait for."""
+        block, outputs = run.block, run.outputs
+        function = block.variants.get(outputs) if outputs else None
+        return (
+            type(function) is CompiledFunction
+            and function.settled
+            and run.complete
+            and not (block.relaxed or block.draws)
+            and block.eager is None
+            and block.seconds < QUICK
+            and self._token(run) is not None
+        )
+
+    def launch(self, run: BlockRun) -> bool:
+        """Queue a run of the calling thread, the owner's; False if it is not of the kind, and nothing was done."""
+        if not run.queued and not self._put(run):
+            return False
+        self.adopt(run)
+        return True
+
+    def adopt(self, run: BlockRun) -> None:
+        """A run was queued: it is flying, whatever has interrupted `launch`."""
+        if run not in self.flying:
+            self.flying.append(run)
+            self.seconds += run.block.seconds
+        outputs = run.outputs or ()
+        for flat, value in zip(sorted(outputs), run.queued[0], strict=True):
+            slot = run.slots[flat]
+            if slot is not None:
+                slot.pending = value
+
+    def land(self, last: BlockRun) -> bool:
+        """Wait for a flying run, and so for those before it; False if one of them has failed."""
+        token = last.queued[0][self._token(last)]
+        try:
+            wait_for(token)
+        except _REFUSED:  # which of them has failed, and how, is found out by running them again
+            return False
+        while self.flying:
+            run = self.flying[0]
+            self._has_landed(run)
+            self.flying.popleft()
+            if run is last:
+                break
+        return True
+
+    def clear(self) -> list[BlockRun]:
+        """One of them has failed: what has not run, in order; nothing is flying any more."""
+        if self._queue is not None:
+            self._queue.clear()
+        while self.flying and self.land(self.flying[0]):
+            pass
+        runs = list(self.flying)
+        for run in runs:
+            run.queued = []
+            for slot in run.slots:
+                if slot is not None:
+                    slot.pending = None
+        self.flying.clear()
+        self.seconds = 0.0
+        return runs
+
+    def _put(self, run: BlockRun) -> bool:
+        if not self.admits(run):
+            return False
+        block = run.block
+        feeds = [_feed(param) if type(param) is Slot else param for param in run.params]
+        if any(feed is None for feed in feeds):
+            return False
+        while self.flying and self.seconds + block.seconds > QUICK:
+            if not self.land(self.flying[0]):
+                return False
+        if self._queue is None:
+            self._queue = NativeQueue()
+        try:
+            self._queue.put(block.variants[run.outputs], feeds, run.queued)  # type: ignore[index]
+        except _REFUSED:  # one before it has failed, or it would itself: the graph runner finds out
+            return False
+        return True
+
+    def _token(self, run: BlockRun) -> Any:
+        """The number of the output by which a run is waited for, None if there is none."""
+        block, outputs = run.block, run.outputs or frozenset()
+        key = block.uid, outputs
+        if key not in self._tokens:
+            if len(self._tokens) >= _MOST:
+                self._tokens.clear()
+            dtypes = {
+                flat: spec.dtype for step in block.steps for flat, spec in enumerate(step.specs, step.base)
+            }
+            self._tokens[key] = next(
+                (number for number, flat in enumerate(sorted(outputs)) if dtypes[flat] not in _OPAQUE), None
+            )
+        return self._tokens[key]
+
+    def _has_landed(self, run: BlockRun) -> None:
+        if run.state > State.SENT:
+            return
+        for slot in run.slots:
+            if slot is not None and slot.pending is not None:
+                slot.value, slot.pending = slot.pending, None
+        self.seconds = max(0.0, self.seconds - run.block.seconds)
+        run.queued = []
+        self._landed(run)
+        run.finish(State.DONE)
+
+
+def _feed(slot: Slot) -> Any:
+    """The value, or what is still to come; None if neither is there."""
+    return slot.pending if slot.value is None else slot.value

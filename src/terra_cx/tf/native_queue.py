@@ -1,0 +1,72 @@
+"""TensorFlow's own queue: functions put into it run one after the other on a thread that needs no interpreter.
+
+Putting a function there returns at once with tensors that are still to come. A function that fails makes the queue
+refuse all that comes after it until `clear`, and what was queued behind it does not run.
+
+Source: ``tensorflow/python/eager/executor.py``; ``tensorflow/core/common_runtime/eager/eager_executor.cc``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from operator import call
+from typing import Any
+
+from tensorflow.python.eager import executor
+
+from terra_cx.tf import native
+from terra_cx.tf.graphs import CompiledFunction
+from terra_cx.tf.native import pywrap_tfe
+
+__all__ = ["NativeQueue", "wait_for"]
+
+
+class NativeQueue:
+    """One queue; used by the thread that made it."""
+
+    def __init__(self) -> None:
+        self._context = native.context()._handle
+        self._own = native.context().executor
+        """Where the thread's ops run otherwise."""
+        self._queue = executor.new_executor(enable_async=True)
+        use = pywrap_tfe.TFE_ContextSetExecutorForThread
+        self._enter = partial(use, self._context, self._queue.handle())
+        self._leave = partial(use, self._context, self._own.handle())
+
+    def put(self, function: CompiledFunction, feeds: list[Any], made: list[Any]) -> None:
+        """Have a function run.
+
+        Args:
+            function: its executor is chosen (`CompiledFunction.settled`).
+            feeds: a tensor per parameter; they may be still to come.
+            made: an empty list; its first item is the list of results then. It gets it if and only if the function was
+                queued, whatever interrupts: nothing between is Python.
+
+        Raises:
+            NotOkStatus: it was not queued.
+        """
+        calls: tuple[Callable[[], Any], ...] = (function.prepared(feeds), self._leave)
+        try:
+            self._enter()
+            made.extend(map(call, calls))
+        except BaseException:
+            self._leave()
+            raise
+
+    def clear(self) -> None:
+        """Accept functions again after one has failed; waits until what was queued is over."""
+        try:
+            self._queue.wait()
+        except (native.NotOkStatus, native.OpError):
+            pass  # known: it is why this is called
+        self._queue.clear_error()
+
+
+def wait_for(tensor: Any) -> None:
+    """Wait until a tensor that is still to come is there; other threads go on meanwhile.
+
+    Raises:
+        NotOkStatus: it will never come.
+    """
+    tensor._numpy_internal()

@@ -1,0 +1,189 @@
+"""Runs in flight: queued natively in order, each once, landed before anybody sees a value; errors are eager's."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from truth import both_ways
+
+import terra_cx
+from terra_cx.run import in_flight
+from terra_cx.run.block_run import State
+from terra_cx.run.in_flight import InFlight
+
+STEPS = 80
+
+
+@pytest.fixture
+def flown(monkeypatch):
+    """What was launched: (region, position) of each run, and how long all took that was in flight then."""
+    noted = []
+    launch = InFlight.launch
+
+    def noting(self, run):
+        done = launch(self, run)
+        if done:
+            noted.append((run.region, run.start, self.seconds))
+        return done
+
+    monkeypatch.setattr(InFlight, "launch", noting)
+    return noted
+
+
+def step(w, x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.tanh(tf.matmul(x, w)))
+    w.assign_sub(0.1 * tape.gradient(loss, w))
+    return loss
+
+
+def data(number):
+    return tf.constant(np.random.default_rng(number).normal(size=(4, 4)).astype("float32"))
+
+
+@pytest.mark.parametrize("every", [1, 7, 1000])
+def test_quick_runs_fly_in_order_and_once(flown, every):
+    def program(see):
+        w = tf.Variable(tf.eye(4))
+        for number in range(STEPS):
+            loss = step(w, data(number))
+            if number % every == 0:
+                see(loss)
+        return w
+
+    both_ways(program, co_executed=STEPS - 30)
+    places = [place[:2] for place in flown]
+    assert len(places) > STEPS // 2
+    assert places == sorted(set(places))
+    assert all(seconds <= in_flight.QUICK for _, _, seconds in flown)
+
+
+def test_what_is_not_quick_does_not_fly(flown, monkeypatch):
+    monkeypatch.setattr(in_flight, "QUICK", 0.0)
+
+    def program(see):
+        w = tf.Variable(tf.eye(4))
+        for number in range(STEPS):
+            see(step(w, data(number)))
+
+    both_ways(program, co_executed=STEPS - 30)
+    assert flown == []
+
+
+def test_draws_are_made_once_by_the_graph_runner(flown):
+    def program(see):
+        w = tf.Variable(tf.eye(4))
+        for _ in range(STEPS):
+            w.assign_add(tf.random.normal([4, 4]))
+            see(tf.reduce_sum(w))
+        return w
+
+    both_ways(program, co_executed=STEPS - 30)
+    assert flown == []
+
+
+@pytest.mark.parametrize("late", [0, 3], ids=["read at once", "read later"])
+@pytest.mark.parametrize("bad", [50, 77])
+def test_an_op_that_fails_in_flight_fails_as_in_eager(flown, bad, late):
+    """What was issued before it has happened, it and what comes after it has not; the program goes on."""
+
+    def program(see):
+        w, u = tf.Variable(tf.eye(4)), tf.Variable(0.0)
+        for turn in range(3):
+            try:
+                for number in range(STEPS):
+                    u.assign_add(1.0)
+                    picked = tf.gather(w, tf.constant([9 if (turn, number) == (1, bad) else 1]))
+                    w.assign_add(0.1 * tf.tile(picked, [4, 1]))
+                    u.assign_add(0.5)
+                    if number % 4 == late:
+                        see(u, w)
+            except tf.errors.InvalidArgumentError as error:
+                see(str(error)[:30], turn, number >= bad)
+        return w
+
+    both_ways(program, co_executed=20)
+    assert len(flown) > 20
+
+
+def test_an_interrupt_after_it_was_queued(monkeypatch):
+    """It is not run a second time."""
+    adopt, count = InFlight.adopt, [0]
+
+    def interrupted(self, run):
+        count[0] += run.state is State.SENT and threading.current_thread() is threading.main_thread()
+        if count[0] in (10, 25):
+            count[0] += 1
+            raise KeyboardInterrupt
+        adopt(self, run)
+
+    monkeypatch.setattr(InFlight, "adopt", interrupted)
+    caught = []
+
+    @terra_cx.co_execute(quiet=True)
+    def train():
+        total = tf.Variable(0.0)
+        for _ in range(6):
+            step, before = 0, total.numpy()
+            try:
+                for step in range(STEPS):  # noqa: B007
+                    seen = total * 1.0
+                    total.assign_add(1.0)
+                assert float(seen) == float(total) - 1.0
+            except KeyboardInterrupt as error:
+                caught.append((error, step + int(total.numpy() - before == step + 1)))
+        return float(total)
+
+    end = train()
+    assert len(caught) == 2
+    # Nothing was done twice: after an interrupt the count is that of the loop's steps, and all other loops are whole.
+    assert end == 4 * STEPS + sum(done for _, done in caught)
+    assert train.last_session.report()["internal_errors"] == 0
+
+
+def test_another_thread_and_a_finaliser_read_what_is_in_flight(flown):
+    def program(see):
+        class Box:
+            pass
+
+        w = tf.Variable(tf.eye(4))
+        found = []
+        for number in range(STEPS):
+            loss = step(w, data(number))
+            if number % 10 == 5:
+                thread = threading.Thread(target=lambda value=loss: found.append(value.numpy()))
+                thread.start()
+                thread.join()
+            if number % 10 == 8:
+                box = Box()
+                weakref.finalize(box, lambda value=loss: found.append(float(value + 1.0)))
+                box.me = box
+                del box
+                gc.collect()
+        for value in found:
+            see(value)
+        return w
+
+    both_ways(program, co_executed=10)
+    assert len(flown) > 10
+
+
+def test_the_report_counts_them(flown):
+    @terra_cx.co_execute(quiet=True)
+    def train():
+        w = tf.Variable(tf.eye(4))
+        for number in range(STEPS):
+            loss = step(w, data(number))
+        return loss
+
+    train()
+    runner = train.last_session.report()["runner"]
+    assert flown
+    assert runner["compiled_runs"] >= len(flown)
+    assert runner["sent"] + len(flown) >= STEPS - 30
+    assert runner["busy_seconds"] > 0
