@@ -229,6 +229,7 @@ class Session:
             self._broken = True
             names.put()
             if self.conductor is not None:
+                self.conductor.runner.forked()
                 self.conductor.boundary.use(self.conductor.boundary.passive)
 
     # -- probes ----------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ Guarantees:
 * A failed run changed nothing when its compiled block failed; it is replayed op by op, so that exactly eager's effects,
   values and exception remain. No later run is executed until the owner thread has taken the error.
 * A run's slots are filled before its waiter is woken.
+* Quick runs may be in flight (`run.in_flight`): TensorFlow's own queue executes them then. Before the runner executes
+  anything, all of these have landed.
 * The thread is no daemon (a daemon inside TensorFlow crashes the interpreter's exit); `close` ends it, and is also
   registered to run before the interpreter joins its threads.
 * An error of our own while a block is compiled is caught: the run was done op by op, the block stays eager. Any other
@@ -149,6 +151,12 @@ class GraphRunner:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
             self._thread = None
+        self._in_flight.close()
+
+    def forked(self) -> None:
+        """This process is a forked child: nothing that executes runs has come with it, and nobody waits for them."""
+        self._in_flight = InFlight(self._landed)
+        self._executing = threading.Lock()
 
     def take_error(self) -> BaseException | None:
         """The deferred error, once; runs can be executed again afterwards."""

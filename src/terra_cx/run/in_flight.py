@@ -116,6 +116,12 @@ class InFlight:
         self.seconds = 0.0
         return runs
 
+    def close(self) -> None:
+        """Nothing is flying, nor will be."""
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.close()
+
     def _put(self, run: BlockRun) -> bool:
         if not self.admits(run):
             return False

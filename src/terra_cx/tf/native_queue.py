@@ -8,12 +8,11 @@ Source: ``tensorflow/python/eager/executor.py``; ``tensorflow/core/common_runtim
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from operator import call
 from typing import Any
-
-from tensorflow.python.eager import executor
 
 from terra_cx.tf import native
 from terra_cx.tf.graphs import CompiledFunction
@@ -23,16 +22,20 @@ __all__ = ["NativeQueue", "wait_for"]
 
 
 class NativeQueue:
-    """One queue; used by the thread that made it."""
+    """One queue; only the thread that made it puts something in.
+
+    It is the bare handle of an executor, for TensorFlow's own object ends the executor's thread when it dies, which a
+    forked child would wait for in vain.
+    """
 
     def __init__(self) -> None:
-        self._context = native.context()._handle
+        self._process = os.getpid()
         self._own = native.context().executor
         """Where the thread's ops run otherwise."""
-        self._queue = executor.new_executor(enable_async=True)
-        use = pywrap_tfe.TFE_ContextSetExecutorForThread
-        self._enter = partial(use, self._context, self._queue.handle())
-        self._leave = partial(use, self._context, self._own.handle())
+        self._queue = pywrap_tfe.TFE_NewExecutor(True, True, 0)  # asynchronous, with no limit of its own
+        use = partial(pywrap_tfe.TFE_ContextSetExecutorForThread, native.context()._handle)
+        self._enter = partial(use, self._queue)
+        self._leave = partial(use, self._own.handle())
 
     def put(self, function: CompiledFunction, feeds: list[Any], made: list[Any]) -> None:
         """Have a function run.
@@ -57,10 +60,16 @@ class NativeQueue:
     def clear(self) -> None:
         """Accept functions again after one has failed; waits until what was queued is over."""
         try:
-            self._queue.wait()
+            pywrap_tfe.TFE_ExecutorWaitForAllPendingNodes(self._queue)
         except (native.NotOkStatus, native.OpError):
             pass  # known: it is why this is called
-        self._queue.clear_error()
+        pywrap_tfe.TFE_ExecutorClearError(self._queue)
+
+    def close(self) -> None:
+        """End its thread, after what was queued; it cannot be used any more."""
+        if os.getpid() == self._process:
+            self.clear()
+            pywrap_tfe.TFE_DeleteExecutor(self._queue)
 
 
 def wait_for(tensor: Any) -> None:
