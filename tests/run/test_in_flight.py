@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import weakref
 
@@ -144,6 +145,40 @@ def test_an_interrupt_after_it_was_queued(monkeypatch):
     # Nothing was done twice: after an interrupt the count is that of the loop's steps, and all other loops are whole.
     assert end == 4 * STEPS + sum(done for _, done in caught)
     assert train.last_session.report()["internal_errors"] == 0
+
+
+def test_a_signal_handler_reads_what_is_in_flight(monkeypatch, flown):
+    adopt, latest, read, reading = InFlight.adopt, [], [], []
+
+    def signalled(self, run):
+        if not reading:  # or the handler's own reads would call it
+            signal.raise_signal(signal.SIGUSR1)
+        adopt(self, run)
+
+    def handler(number, frame):
+        reading.append(number)
+        read.append([float(loss) for loss in latest])
+        reading.pop()
+
+    monkeypatch.setattr(InFlight, "adopt", signalled)
+
+    def program(see):
+        latest.clear()
+        w = tf.Variable(tf.eye(4))
+        for number in range(STEPS):
+            loss = step(w, data(number))
+            if len(flown) % 10 == 9:
+                latest.append(loss)
+        return w
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        both_ways(program, co_executed=20)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert max(map(len, read)) > 2
+    longest = max(read, key=len)
+    assert all(values == longest[: len(values)] for values in read)
 
 
 def test_another_thread_and_a_finaliser_read_what_is_in_flight(flown):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from terra_cx.run.uninterrupted import Uninterrupted
+from terra_cx.run.uninterrupted import Uninterrupted, has_handlers
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -32,6 +32,19 @@ def test_handlers_run_at_the_end_in_order_and_are_put_back(seen):
         assert seen == []
     assert seen == [signal.SIGUSR2, signal.SIGUSR1, signal.SIGUSR2]
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_whether_the_program_has_handlers():
+    before = [(number, signal.signal(number, signal.SIG_DFL)) for number in (*SIGNALS, signal.SIGALRM)]
+    try:
+        assert not has_handlers()  # Ctrl-C raises, and that is all
+        signal.signal(signal.SIGUSR2, lambda number, frame: None)
+        assert has_handlers()
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        assert not has_handlers()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def test_ctrl_c_is_raised_at_the_end(seen):

@@ -33,7 +33,7 @@ from terra_cx.run.live_skeleton import LiveSkeleton
 from terra_cx.run.pace import Manner
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.switch_interval import SwitchInterval
-from terra_cx.run.uninterrupted import Uninterrupted
+from terra_cx.run.uninterrupted import Uninterrupted, has_handlers
 from terra_cx.run.warming import Warming
 from terra_cx.tf import native
 from terra_cx.tf.boundary import Boundary
@@ -173,6 +173,7 @@ class Conductor:
                 self.boundary.use(self.boundary.passive)
                 return
             self.handover.take_turns(manner is Manner.TURNS)
+            self.runner.handlers = has_handlers()
             skeleton = self._skeleton(anchor)
             self.switch.shorten()
             self.skeleton = skeleton

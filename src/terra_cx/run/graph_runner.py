@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ from terra_cx.run.verify import Snapshot, is_to_be_verified, same_bits
 from terra_cx.tf.graphs import CompiledFunction
 
 __all__ = ["GraphRunner", "RunnerStatistics"]
+
+_INTERRUPTED: AbstractContextManager[None] = nullcontext()
 
 
 @dataclass(slots=True)
@@ -71,6 +74,8 @@ class GraphRunner:
         self.raised: BaseException | None = None
         self.internal: Callable[[str, BaseException], None] = lambda what, error: None
         self.current: BlockRun | None = None
+        self.handlers = False
+        """Whether signals may have code of the program's run, which must not find a run half launched."""
         self.tap: Callable[[BlockRun, CompiledFunction | Contest | None, list[Any]], None] | None = None
         """Told of every run on the runner's thread: its function (None if it runs op by op) and the feeds."""
         self._thread: threading.Thread | None = None
@@ -97,7 +102,7 @@ class GraphRunner:
         """
         if self.tap is not None or self.failed is not None:
             return False
-        with self._executing:
+        with Uninterrupted() if self.handlers else _INTERRUPTED, self._executing:
             if run.state > State.SENT:
                 return True  # another thread had it executed (`Handover.publish`)
             self._guest = threading.get_ident()
@@ -108,7 +113,7 @@ class GraphRunner:
 
     def land(self, run: BlockRun) -> bool:
         """Wait for a run that was launched; False if it has to be sent, because it or one before it has failed."""
-        with self._executing:
+        with Uninterrupted() if self.handlers else _INTERRUPTED, self._executing:
             if run.state > State.SENT:
                 return True
             self._guest = threading.get_ident()

@@ -16,9 +16,22 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Uninterrupted"]
+__all__ = ["Uninterrupted", "has_handlers"]
 
 _SIGNALS = tuple(sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})))
+
+
+_looked: tuple[list[Any], bool] = [], False
+
+
+def has_handlers() -> bool:
+    """Whether a signal would have code of the program's run, and not only Ctrl-C raise."""
+    global _looked
+    handlers = list(map(_signal.getsignal, _SIGNALS))
+    if handlers != _looked[0]:
+        own = [handler for handler in handlers if handler is not signal.default_int_handler]
+        _looked = handlers, any(map(callable, own))
+    return _looked[1]
 
 
 class Uninterrupted:
