@@ -12,7 +12,7 @@ import tensorflow as tf
 from truth import both_ways
 
 from terra_cx.compile.blocks import Block
-from terra_cx.run import handover
+from terra_cx.run import handover, in_flight
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.graph_runner import GraphRunner
 
@@ -54,12 +54,13 @@ def test_quick_runs_do_not_reach_the_runners_thread():
 
 
 def test_others_do(monkeypatch):
-    monkeypatch.setattr(handover, "_QUICK", 0.0)
+    monkeypatch.setattr(handover, "QUICK", 0.0)
     report = both_ways(training, pace="turns", co_executed=40)
     assert report["runner"]["sent"] >= 40
 
 
-def test_overlapped_ones_do():
+def test_overlapped_ones_that_are_not_quick_do(monkeypatch):
+    monkeypatch.setattr(in_flight, "QUICK", 0.0)
     report = both_ways(training, pace="overlapped", co_executed=40)
     assert report["runner"]["sent"] >= 40
 
@@ -87,7 +88,7 @@ def test_a_signal_waits_until_it_is_done(monkeypatch):
     inside = []
 
     def interrupted(runner, run):
-        if runner._guest is not None:
+        if runner._guests:
             signal.raise_signal(signal.SIGUSR1)
             inside.append(len(seen))
         execute(runner, run)
@@ -111,7 +112,7 @@ def test_ctrl_c_leaves_nothing_half_done(monkeypatch):
     armed = []
 
     def interrupted(runner, run):
-        if runner._guest is not None and armed:
+        if runner._guests and armed:
             armed.pop()
             signal.raise_signal(signal.SIGINT)
         execute(runner, run)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from terra_cx.compile.lowering import function_of, lower
 from terra_cx.run.block_run import BlockRun, State
@@ -37,6 +37,7 @@ from terra_cx.tf.graphs import CompiledFunction
 
 __all__ = ["GraphRunner", "RunnerStatistics"]
 
+T = TypeVar("T")
 _INTERRUPTED: AbstractContextManager[None] = nullcontext()
 
 
@@ -79,8 +80,8 @@ class GraphRunner:
         self.tap: Callable[[BlockRun, CompiledFunction | Contest | None, list[Any]], None] | None = None
         """Told of every run on the runner's thread: its function (None if it runs op by op) and the feeds."""
         self._thread: threading.Thread | None = None
-        self._guest: int | None = None
-        """The thread that is executing runs in the runner's place."""
+        self._guests: set[int] = set()
+        """The threads that are executing runs in the runner's place, or launching them, or waiting for them to land."""
         self._executing = threading.Lock()
         self._in_flight = InFlight(self._landed)
 
@@ -105,27 +106,18 @@ class GraphRunner:
         with Uninterrupted() if self.handlers else _INTERRUPTED, self._executing:
             if run.state > State.SENT:
                 return True  # another thread had it executed (`Handover.publish`)
-            self._guest = threading.get_ident()
-            try:
-                return self._in_flight.launch(run)
-            finally:
-                self._guest = None
+            return self._as_guest(lambda: self._in_flight.launch(run))
 
     def land(self, run: BlockRun) -> bool:
         """Wait for a run that was launched; False if it has to be sent, because it or one before it has failed."""
         with Uninterrupted() if self.handlers else _INTERRUPTED, self._executing:
             if run.state > State.SENT:
                 return True
-            self._guest = threading.get_ident()
-            try:
-                self._in_flight.adopt(run)
-                return self._in_flight.land(run)
-            finally:
-                self._guest = None
+            return self._as_guest(lambda: self._in_flight.land(run))
 
     def is_current_thread(self) -> bool:
         """Whether the caller runs on the runner's thread, or on one that is executing runs in its place."""
-        return threading.current_thread() is self._thread or self._guest == threading.get_ident()
+        return threading.current_thread() is self._thread or threading.get_ident() in self._guests
 
     def execute_here(self, runs: list[BlockRun]) -> None:
         """Execute runs on the calling thread, which would only wait: that saves waking one thread, then the other.
@@ -134,13 +126,22 @@ class GraphRunner:
         thread. (Garbage collection is not switched off for it: other threads would see that, and their own switching
         be undone.)
         """
+
+        def execute() -> None:
+            for run in runs:
+                self._execute_once(run)
+
         with Uninterrupted():
-            self._guest = threading.get_ident()
-            try:
-                for run in runs:
-                    self._execute_once(run)
-            finally:
-                self._guest = None
+            self._as_guest(execute)
+
+    def _as_guest(self, do: Callable[[], T]) -> T:
+        """What a finaliser on this thread does meanwhile counts as on the runner's: it must not wait for the lock."""
+        me = threading.get_ident()
+        try:
+            self._guests.add(me)
+            return do()
+        finally:
+            self._guests.discard(me)
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._main, name="terra-cx graph runner", daemon=False)
@@ -157,6 +158,11 @@ class GraphRunner:
             thread.join()
             self._thread = None
         self._in_flight.close()
+
+    @property
+    def held_up(self) -> float:
+        """Seconds that `launch` has waited."""
+        return self._in_flight.held_up
 
     def forked(self) -> None:
         """This process is a forked child: nothing that executes runs has come with it, and nobody waits for them."""

@@ -77,7 +77,10 @@ class Handover:
                 return False
             self.wait(self._sent, "the runs before it")
         self._kept_back = 0
-        return self.runner.launch(run)
+        held_up = self.runner.held_up
+        done = self.runner.launch(run)
+        self.waited += self.runner.held_up - held_up
+        return done
 
     def _nothing_sent(self) -> bool:
         """Whether the graph runner's thread has done all that it was sent."""
