@@ -48,13 +48,16 @@ class InFlight:
 
     def __init__(self, landed: Callable[[BlockRun], None]) -> None:
         self.flying: deque[BlockRun] = deque()
-        self.seconds = 0.0
-        """What all that is flying takes, as measured when each ran by itself."""
         self.held_up = 0.0
         """Seconds that Python has waited because too much was flying."""
         self._landed = landed
         self._queue: NativeQueue | None = None
         self._tokens: dict[tuple[int, frozenset[int]], int | None] = {}
+
+    @property
+    def seconds(self) -> float:
+        """What all that is flying takes, as measured when each ran by itself."""
+        return sum([run.block.seconds for run in self.flying])
 
     def admits(self, run: BlockRun) -> bool:
         """Whether a run is of the kind that is queued: compiled, quick, without draws, with something to wait for."""
@@ -79,9 +82,10 @@ class InFlight:
 
     def adopt(self, run: BlockRun) -> None:
         """A run was queued: it is flying, whatever has interrupted `launch`."""
+        if run.state > State.SENT:
+            return
         if run not in self.flying:
             self.flying.append(run)
-            self.seconds += run.block.seconds
         outputs = run.outputs or ()
         for flat, value in zip(sorted(outputs), run.queued[0], strict=True):
             slot = run.slots[flat]
@@ -90,6 +94,10 @@ class InFlight:
 
     def land(self, last: BlockRun) -> bool:
         """Wait for a flying run, and so for those before it; False if one of them has failed."""
+        while self.flying and self.flying[0].state > State.SENT:
+            self.flying.popleft()  # an interrupt came when it had landed
+        if last.state > State.SENT:
+            return True
         self.adopt(last)
         token = last.queued[0][self._token(last)]
         try:
@@ -117,7 +125,6 @@ class InFlight:
                 if slot is not None:
                     slot.pending = None
         self.flying.clear()
-        self.seconds = 0.0
         return runs
 
     def close(self) -> None:
@@ -170,15 +177,15 @@ class InFlight:
         return self._tokens[key]
 
     def _has_landed(self, run: BlockRun) -> None:
+        """Fill the slots; in this order, so that an interrupt leaves a run that is done or can be landed again."""
         if run.state > State.SENT:
             return
         for slot in run.slots:
             if slot is not None and slot.pending is not None:
                 slot.value, slot.pending = slot.pending, None
-        self.seconds = max(0.0, self.seconds - run.block.seconds)
+        run.finish(State.DONE)
         run.queued = []
         self._landed(run)
-        run.finish(State.DONE)
 
 
 def _feed(slot: Slot) -> Any:
