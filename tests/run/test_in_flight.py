@@ -25,6 +25,7 @@ def flown(monkeypatch):
     """What was launched: (region, position) of each run, and how long all took that was in flight then."""
     noted = []
     launch = InFlight.launch
+    monkeypatch.setattr(in_flight, "QUICK", 1.0)  # it shall not depend on the machine what flies
 
     def noting(self, run):
         done = launch(self, run)
@@ -124,6 +125,7 @@ def test_an_interrupt_after_it_was_queued(monkeypatch):
         adopt(self, run)
 
     monkeypatch.setattr(InFlight, "adopt", interrupted)
+    monkeypatch.setattr(in_flight, "QUICK", 1.0)
     caught = []
 
     @terra_cx.co_execute(quiet=True)

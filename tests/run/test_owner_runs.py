@@ -99,6 +99,7 @@ def test_a_signal_waits_until_it_is_done(monkeypatch):
     seen = []
     before = signal.signal(signal.SIGUSR1, handler)
     monkeypatch.setattr(GraphRunner, "_execute", interrupted)
+    monkeypatch.setattr(handover, "QUICK", 1000.0)  # on any machine
     try:
         both_ways(training, pace="turns", co_executed=40)
     finally:
