@@ -98,10 +98,9 @@ class Argument:
     """That of the placeholder that was admitted last: the next one often has the very same."""
 
     def admits(self, given: Any) -> bool:
-        """Whether a leaf will do."""
+        """Whether a leaf will do where a tensor or an array is wanted; all else `LibraryCall.admits` compares."""
         spec = self.spec
-        if spec is None:
-            return same(given, self.value)
+        assert spec is not None
         if self.value is not None:
             return type(given) is np.ndarray and given.dtype == self.value and given.shape == spec.shape
         if type(given) is Placeholder:

@@ -99,21 +99,18 @@ class GraphRunner:
     def launch(self, run: BlockRun) -> bool:
         """Have TensorFlow's own queue execute a run of the calling thread's; False if it is to be sent instead.
 
-        All before it must have been executed, or launched.
+        It must be of the kind (`could_launch`), and all before it must have been executed, or launched.
         """
-        if self.tap is not None or self.failed is not None:
-            return False
-        with Uninterrupted() if self.handlers else _INTERRUPTED, self._executing:
-            if run.state > State.SENT:
-                return True  # another thread had it executed (`Handover.publish`)
-            return self._as_guest(lambda: self._in_flight.launch(run))
+        return self._unless_done(run, self._in_flight.launch)
 
     def land(self, run: BlockRun) -> bool:
         """Wait for a run that was launched; False if it has to be sent, because it or one before it has failed."""
+        return self._unless_done(run, self._in_flight.land)
+
+    def _unless_done(self, run: BlockRun, do: Callable[[BlockRun], bool]) -> bool:
+        """Do something with a run that may be in flight; True if it is done, another thread's doing perhaps."""
         with Uninterrupted() if self.handlers else _INTERRUPTED, self._executing:
-            if run.state > State.SENT:
-                return True
-            return self._as_guest(lambda: self._in_flight.land(run))
+            return run.state > State.SENT or self._as_guest(lambda: do(run))
 
     def is_current_thread(self) -> bool:
         """Whether the caller runs on the runner's thread, or on one that is executing runs in its place."""

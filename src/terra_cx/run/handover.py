@@ -71,11 +71,16 @@ class Handover:
         It always has where Python is faster than the graph; if for some runs nothing else was in the way, it is waited
         for, once.
         """
-        if not self._nothing_sent():
-            self._kept_back = self._kept_back + 1 if self.runner.could_launch(run) else 0
-            if self._sent is None or self._kept_back < _KEPT_BACK:
+        if not self.runner.could_launch(run):
+            self._kept_back = 0
+            return False
+        if self._sent is not None and not self._nothing_sent():
+            self._kept_back += 1
+            if self._kept_back < _KEPT_BACK:
                 return False
             self.wait(self._sent, "the runs before it")
+            if not self.runner.could_launch(run):
+                return False  # one of them has failed
         self._kept_back = 0
         held_up = self.runner.held_up
         done = self.runner.launch(run)

@@ -74,7 +74,7 @@ class InFlight:
         )
 
     def launch(self, run: BlockRun) -> bool:
-        """Queue a run of the calling thread, the owner's; False if it is not of the kind, and nothing was done."""
+        """Queue a run of the calling thread, the owner's, of the kind; False if it cannot be, and nothing was done."""
         if not run.queued and not self._put(run):
             return False
         self.adopt(run)
@@ -134,9 +134,8 @@ class InFlight:
             queue.close()
 
     def _put(self, run: BlockRun) -> bool:
-        if not self.admits(run):
-            return False
-        block = run.block
+        block, outputs = run.block, run.outputs
+        assert outputs is not None  # it is admitted
         feeds = [_feed(param) if type(param) is Slot else param for param in run.params]
         if any(feed is None for feed in feeds):
             return False
@@ -145,7 +144,7 @@ class InFlight:
         if self._queue is None:
             self._queue = NativeQueue()
         try:
-            self._queue.put(block.variants[run.outputs], feeds, run.queued)  # type: ignore[index]
+            self._queue.put(block.variants[outputs], feeds, run.queued)
         except _REFUSED:  # one before it has failed, or it would itself: the graph runner finds out
             return False
         return True

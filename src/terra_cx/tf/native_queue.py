@@ -53,7 +53,7 @@ class NativeQueue:
         try:
             self._enter()
             made.extend(map(call, calls))
-        except BaseException:
+        except BaseException:  # Ctrl-C as well: the thread's own ops must not go there
             self._leave()
             raise
 
