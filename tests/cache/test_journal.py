@@ -230,7 +230,7 @@ def test_blocks_come_with_their_functions(codes):
     before = one.weight.numpy().tolist()
     values = other.weight.numpy(), other.late.numpy()
     function([tf.ones(spec.shape, tf.as_dtype(spec.dtype)) for spec in again.params])
-    assert other.late.numpy().tolist() == (values[1] + 2.0).tolist()
+    assert other.late.numpy().tolist() == (values[1] + 4.0).tolist()  # `scale` is guarded
     assert other.weight.numpy().tolist() != values[0].tolist()
     assert one.weight.numpy().tolist() == before
     again.ops[0].attrs = (*again.ops[0].attrs, "more", 1)

@@ -16,7 +16,7 @@ from changes import beta, frozen_layer, learning_rate, loss_reduction, new_weigh
 from truth import both_ways, run_once
 
 import terra_cx
-from terra_cx.run import elider
+from terra_cx.run import elider, pace
 from terra_cx.tf import native
 from terra_cx.trace import library_calls
 
@@ -149,6 +149,25 @@ def test_all_calls_of_a_plain_step_are_elided():
     assert {"Layer.__call__", "Loss.__call__", "BaseOptimizer.apply_gradients"} <= {
         call["call"] for call in calls if call["elided"] > 10 and not call["refused"]
     }
+
+
+def test_regions_in_which_calls_run_to_be_compared_are_not_measured(monkeypatch):
+    measured, compared = [], set()
+    ended, compare_call = pace.Pace.ended, elider.Elider._compared
+
+    def noting(self, seconds, disturbed):
+        measured.append(seconds)
+        ended(self, seconds, disturbed)
+
+    def comparing(self, *args):
+        compared.add(self._skeleton.log.number)
+        return compare_call(self, *args)
+
+    monkeypatch.setattr(pace.Pace, "ended", noting)
+    monkeypatch.setattr(elider.Elider, "_compared", comparing)
+    report = compare(Parts, nothing, pace="measured")
+    assert compared
+    assert 0 < len(measured) <= report["regions"]["co_executed"] - len(compared)
 
 
 def test_not_with_no_elide():

@@ -158,7 +158,7 @@ def test_a_changed_float_is_widened_and_no_new_node():
     assert graph.merge(trace(region, 1e30)).nothing_new
 
 
-def test_a_changed_float_under_a_tape_is_an_external_tensor_from_the_start():
+def test_a_changed_float_under_a_tape_is_an_external_tensor_from_then_on():
     variable = tf.Variable(X)
 
     def region(scale):
@@ -168,7 +168,9 @@ def test_a_changed_float_under_a_tape_is_an_external_tensor_from_the_start():
 
     graph = TraceGraph()
     graph.merge(trace(region, 0.5))
-    for scale in (0.25, 4.0):
+    assert graph.merge(trace(region, 0.5)).nothing_new
+    assert graph.merge(trace(region, 0.25)).widened == 1
+    for scale in (0.5, 0.25, 4.0):
         assert graph.merge(trace(region, scale)).nothing_new
         np.testing.assert_array_equal(trace.last, tf.fill([6, 6], scale))
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from terra_cx.compile.blocks import Block, Cut, FlatOp, Step
+from terra_cx.compile.folding import Folding
 from terra_cx.levels import Level
 from terra_cx.tf.graphs import CompiledFunction, GraphBuilder, known_to_xla
 from terra_cx.tf.opdefs import Kind, fallible
@@ -114,6 +115,7 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
     for flat, param in block.draws.items():
         symbols[flat] = feeds[param]
     order = _Order()
+    folding = Folding(builder)
     validated = {id(symbol) for symbol in feeds}
     """Symbols whose shape is known whenever the block runs, though not here."""
     for step in block.steps:
@@ -130,7 +132,7 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
             for op in block.ops[slice(*step.ops)]:
                 inputs = [_input(builder, source, symbols, feeds) for source in op.inputs]
                 after = order.before(op)
-                operation, outputs = builder.op(op.op, op.form, op.attrs, op.layout, inputs, after)
+                operation, outputs, again = folding.op(op, inputs, after)
                 for index, symbol in enumerate(outputs):
                     symbols[op.base + index] = symbol
                 if level is Level.EXACT:
@@ -139,7 +141,7 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
                     op.fallible = _may_fail(op, inputs, outputs, builder, told)
                 if level is Level.XLA and not op.fallible and known_to_xla(operation):
                     for_xla.append(operation)
-                order.add(op, operation)
+                order.add(op, operation, again)
         except _Contradiction as why:
             raise _cut(block, step, str(why)) from None
     if level is Level.XLA and not for_xla:
@@ -202,8 +204,8 @@ class _Order:
         if self._tainted:
             raise _Contradiction(_LATE_GRADIENT)
 
-    def add(self, op: FlatOp, operation: Any) -> None:
-        """Note an op that has been put into the graph."""
+    def add(self, op: FlatOp, operation: Any, again: bool) -> None:
+        """Note an op that has been put into the graph, by itself or ``again`` as one that is there (`Folding`)."""
         handles = self._handles(op)
         if op.kind is Kind.WRITE:
             if op.fallible:
@@ -222,6 +224,8 @@ class _Order:
             if op.fallible:
                 raise _Contradiction(_TAINTED)
             self._tainted.update(range(op.base, op.base + len(op.specs)))
+        if again:
+            return
         for handle in handles:
             self._reads.setdefault(handle, []).append(operation)
         if op.fallible:
@@ -266,7 +270,10 @@ def _may_fail(
     if op.kind is Kind.WRITE:
         # Writes compare the value's shape with the variable's, which is fixed if it was given in full.
         return not static or not all(builder.fixed(source[1]) for source in op.inputs if source[0] == "r")
-    guarded = tuple(source[0] in ("k", "c") for source in op.inputs)
+    guarded = tuple(
+        source[0] in ("k", "c") or builder.is_known(symbol)
+        for source, symbol in zip(op.inputs, inputs, strict=True)
+    )
     return fallible(op.op, tuple(symbol.dtype.as_datatype_enum for symbol in inputs), static, guarded)
 
 
@@ -278,7 +285,9 @@ def _input(builder: GraphBuilder, source: tuple[Any, ...], symbols: dict[int, An
         return feeds[source[1]]
     if what == "k":
         tensor = source[1]
-        return builder.const(tensor) if tensor._datatype_enum() in _INTEGERS else builder.capture(tensor)
+        if tensor._datatype_enum() in _INTEGERS or tensor._shape_tuple() == ():
+            return builder.const(tensor)
+        return builder.capture(tensor)
     if what == "r":
         return builder.capture(source[1])
     return builder.raw(source[1], source[2])

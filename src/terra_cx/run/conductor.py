@@ -107,6 +107,7 @@ class Conductor:
         self._uids = itertools.count()
         self._region_start = 0.0
         self._compiling = 0.0
+        self._compared = 0
         self._asked = 0
         self._frame = 0
         self._code: Any = None
@@ -167,6 +168,7 @@ class Conductor:
             return
         if anchor.stage is Stage.CO and self.options.mode in ("co", "lazy"):
             self._compiling = self.runner.statistics.compile_seconds
+            self._compared = _compared(anchor)
             manner = self._manner(anchor)
             if manner is Manner.EAGER:
                 self.drain()
@@ -276,7 +278,9 @@ class Conductor:
         """A region of a co-executing anchor has ended, whichever way it ran."""
         if anchor.graph.asked != self._asked and anchor.new_sizes < NEW_SIZES:
             anchor.new_sizes += 1  # the next time it will take less
-        elif self.measures:
+        elif (
+            self.measures and _compared(anchor) == self._compared
+        ):  # else it ran Python that is elided otherwise
             anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:
@@ -560,3 +564,8 @@ def user_line(frame: Any) -> str:
                 return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return first or "?"
+
+
+def _compared(anchor: ActiveAnchor) -> int:
+    """How many of its elided calls have run to be compared."""
+    return anchor.elisions.compared if anchor.elisions is not None else 0

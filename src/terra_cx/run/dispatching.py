@@ -143,7 +143,7 @@ class Dispatching:
         if run is not None:
             if not run.complete:
                 self.graph.cut(self.here(), "region end")
-            self.dispatch()
+            self.dispatch(last=True)
         try:
             if self.handover.region_over() or self.handover.runner.failed is not None:
                 self.drain()
@@ -197,8 +197,11 @@ class Dispatching:
             raise error
 
     # -- dispatch --------------------------------------------------------------------------------------------
-    def dispatch(self) -> None:
+    def dispatch(self, last: bool = False) -> None:
         """Hand the open run over, as far as it has been validated.
+
+        Args:
+            last: it is the region's last.
 
         Raises:
             RecursionError: as `_have_done`.
@@ -212,6 +215,8 @@ class Dispatching:
         _have_room()
         run.frozen = True  # should Ctrl-C leave it open once it is on its way, no op may be added to it
         block = run.block
+        if (last or (run.complete and not block.nodes[-1].succ)) and not self.log.askable():
+            self.log.bound.clear()  # no gradient follows; else what it could ask for would be results of the graph
         if block.idle:
             run.finish(State.DONE)
         else:

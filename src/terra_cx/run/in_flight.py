@@ -31,7 +31,7 @@ from terra_cx.tf.slots import Slot
 
 __all__ = ["QUICK", "InFlight"]
 
-QUICK = 0.005
+QUICK = 0.05
 """Seconds for which Ctrl-C may wait."""
 _OPAQUE = frozenset({20, 21})
 """Dtypes (resource, variant) of tensors that cannot be waited for."""

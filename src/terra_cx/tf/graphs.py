@@ -19,16 +19,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from google.protobuf import message as protobuf
 from tensorflow.core.framework import attr_value_pb2, function_pb2
 from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.eager.polymorphic_function import atomic_function
-from tensorflow.python.framework import constant_op, dtypes, func_graph, op_def_library, ops
-from tensorflow.python.ops import array_ops, gen_math_ops
+from tensorflow.python.framework import constant_op, dtypes, func_graph, op_def_library, ops, tensor_util
+from tensorflow.python.ops import array_ops, gen_array_ops, gen_math_ops
 
 from terra_cx.levels import Level
 from terra_cx.tf import native
-from terra_cx.tf.opdefs import Kind, arg_layout, attr_pairs, classify
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, attr_pairs, classify
 from terra_cx.tf.slots import Spec
 
 __all__ = ["CompiledFunction", "GraphBuilder", "known_to_xla", "loaded_function"]
@@ -174,7 +176,7 @@ class _Registered:
             pass  # the interpreter ends, and TensorFlow's modules are gone
 
 
-_STRUCTURE = frozenset({"Placeholder", "Identity", "Const", "NoOp"})
+_STRUCTURE = frozenset({"Placeholder", "Identity", "DeepCopy", "Const", "NoOp"})
 """What a block's graph holds beside the program's ops."""
 
 
@@ -217,7 +219,9 @@ class GraphBuilder:
         self.level = level
         self._barriers = barriers
         self._feeds: list[Any] = []
-        self._consts: dict[int, Any] = {}
+        self._consts: dict[bytes, Any] = {}
+        self._values: dict[int, np.ndarray[Any, Any]] = {}
+        """What integers and conditions among the constants are, by the id of their symbol."""
 
     def feed(self, spec: Spec) -> Any:
         """A parameter of the given dtype and shape (None: unknown)."""
@@ -233,19 +237,22 @@ class GraphBuilder:
 
     def const(self, tensor: Any) -> Any:
         """A host tensor as a Const node, so that shape inference can see its value."""
-        known = self._consts.get(id(tensor))
-        if known is None:
-            with self.graph.as_default(), ops.control_dependencies(None):
-                known = constant_op.constant(
-                    native.host_value(tensor), native.dtype_of(tensor._datatype_enum())
-                )
-            self._consts[id(tensor)] = known
-        return known
+        return self._const(native.host_value(tensor), native.dtype_of(tensor._datatype_enum()))
 
     def raw(self, value: Any, dtype: int | None) -> Any:
         """A raw Python argument as a Const node of the dtype that eager converted it to."""
+        return self._const(value, None if dtype is None else native.dtype_of(dtype))
+
+    def _const(self, value: Any, dtype: Any) -> Any:
+        """One node for all constants that are equal in dtype, shape and bits."""
         with self.graph.as_default(), ops.control_dependencies(None):
-            return constant_op.constant(value, None if dtype is None else native.dtype_of(dtype))
+            symbol = constant_op.constant(value, dtype)
+        known = self._consts.setdefault(
+            symbol.op.get_attr("value").SerializeToString(deterministic=True), symbol
+        )
+        if known is symbol and _is_discrete(symbol):
+            self._values[id(symbol)] = tensor_util.constant_value(symbol)
+        return known
 
     def op(
         self,
@@ -270,23 +277,7 @@ class GraphBuilder:
             The operation and its flat outputs.
         """
         given = attr_pairs(attrs)
-        grouped: list[Any] = []
-        rows = arg_layout(op)
-        index = 0
-        if form == "F":
-            for count in layout:
-                grouped.append(inputs[index] if count < 0 else list(inputs[index : index + count]))
-                index += max(count, 1) if count < 0 else count
-        else:
-            for _, length_attr, _, is_list in rows:
-                if is_list:
-                    length = given[length_attr]
-                    count = len(length) if isinstance(length, (list, tuple)) else int(length)
-                    grouped.append(list(inputs[index : index + count]))
-                    index += count
-                else:
-                    grouped.append(inputs[index])
-                    index += 1
+        grouped = _grouped(op, form, given, layout, inputs)
         definition = native.op_def(op)
         exact = self.level is Level.EXACT
         if exact and op == "AddN" and len(inputs) > 2 and inputs[0].dtype != dtypes.variant:
@@ -305,6 +296,27 @@ class GraphBuilder:
             with ops.control_dependencies(list(control)), ops.device(None):
                 _, _, operation, _ = op_def_library._apply_op_helper(op, name=None, **keywords)
         return operation, list(operation.outputs)
+
+    def folded(self, operation: Any) -> list[Any]:
+        """The outputs of an op: constants where they are known here, the input where it changes nothing."""
+        kind, inputs, outputs = operation.type, operation.inputs, list(operation.outputs)
+        known = [self._values.get(id(symbol)) for symbol in inputs]
+        if all(_is_discrete(symbol) for symbol in outputs):
+            told: list[Any] = [None]
+            if kind == "ShapeN":
+                told = [self.static_shape(symbol) for symbol in inputs]
+            elif kind in SHAPE_OPS or not any(value is None for value in known):
+                told = [_value_of(symbol) for symbol in outputs]
+            if outputs and not any(value is None for value in told):
+                return [self._const(value, symbol.dtype) for value, symbol in zip(told, outputs, strict=True)]
+        same = (kind == "Sum" and known[1] is not None and not known[1].size) or (
+            kind == "Reshape" and self.static_shape(inputs[0]) == self.static_shape(outputs[0]) is not None
+        )
+        return [inputs[0]] if same else outputs
+
+    def is_known(self, symbol: Any) -> bool:
+        """Whether it is a constant whose value is looked at."""
+        return id(symbol) in self._values
 
     def _sum(self, inputs: Sequence[Any], control: Sequence[Any]) -> tuple[Any, list[Any]]:
         """``AddN`` of three and more, by pairs.
@@ -348,6 +360,17 @@ class GraphBuilder:
         shape = data.shape_and_type[0].shape
         return not shape.unknown_rank and all(dim.size >= 0 for dim in shape.dim)
 
+    @staticmethod
+    def _results(symbols: Sequence[Any]) -> list[Any]:
+        """Results that are each a tensor of its own, as in eager, though folding may have made one of two."""
+        seen: set[int] = set()
+        results = []
+        for symbol in symbols:
+            own = id(symbol) not in seen and symbol.op.type != "Placeholder"
+            results.append(array_ops.identity(symbol) if own else gen_array_ops.deep_copy(symbol))
+            seen.add(id(symbol))
+        return results
+
     def cluster(self, operation: Any) -> None:
         """Have XLA compile an op of this graph, together with its neighbours."""
         operation._set_attr("_XlaCompile", attr_value_pb2.AttrValue(b=True))
@@ -363,11 +386,21 @@ class GraphBuilder:
         graph = self.graph
         graph.inputs = [*self._feeds, *graph.internal_captures]
         with graph.as_default():
-            graph.outputs = [array_ops.identity(symbol) for symbol in outputs]
+            graph.outputs = self._results(outputs)
         graph.control_outputs = list(control)
         attributes = {"_XlaMustCompile": True} if whole else {}
         atomic = atomic_function.from_func_graph(f"__terra_block_{next(_names)}", graph, attributes)
         return CompiledFunction(atomic, list(graph.external_captures), len(outputs), self.level)
+
+
+def _is_discrete(symbol: Any) -> bool:
+    """Whether it is of a type that shapes, axes and conditions have."""
+    return bool(symbol.dtype.is_integer or symbol.dtype.is_bool)
+
+
+def _value_of(symbol: Any) -> Any:
+    """The value of what follows from constants and shapes alone, None where TensorFlow cannot tell."""
+    return pywrap_tf_session.TF_TryEvaluateConstant_wrapper(symbol.graph._c_graph, symbol._as_tf_output())
 
 
 def known_to_xla(operation: Any) -> bool:
@@ -378,6 +411,29 @@ def known_to_xla(operation: Any) -> bool:
     if operation.type == "Cast" and operation.outputs[0].dtype.is_integer:
         return not operation.inputs[0].dtype.is_floating
     return operation.type not in _NOT_FOR_XLA and not operation.type.startswith(_RANDOM)
+
+
+def _grouped(
+    op: str, form: str, given: dict[str, Any], layout: tuple[int, ...], inputs: Sequence[Any]
+) -> list[Any]:
+    """The flat inputs of an op as its arguments are: those of a list in a list."""
+    grouped: list[Any] = []
+    index = 0
+    if form == "F":
+        for count in layout:
+            grouped.append(inputs[index] if count < 0 else list(inputs[index : index + count]))
+            index += max(count, 1) if count < 0 else count
+        return grouped
+    for _, length_attr, _, is_list in arg_layout(op):
+        if is_list:
+            length = given[length_attr]
+            count = len(length) if isinstance(length, (list, tuple)) else int(length)
+            grouped.append(list(inputs[index : index + count]))
+            index += count
+        else:
+            grouped.append(inputs[index])
+            index += 1
+    return grouped
 
 
 def _inferred(arg: Any, value: Any) -> list[str]:

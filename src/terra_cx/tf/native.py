@@ -51,6 +51,7 @@ __all__ = [
     "host_value",
     "is_raw",
     "is_variable",
+    "on_host",
     "only_device",
     "op_def",
     "pywrap_tfe",
@@ -215,6 +216,11 @@ def as_tensor(value: object, dtype: Any = None) -> Any:
 def host_value(tensor: Any) -> np.ndarray[Any, Any]:
     """The value of an ``EagerTensor`` as an array, without a copy where TensorFlow allows it."""
     return np.asarray(tensor._numpy_internal())
+
+
+def on_host(tensor: Any) -> bool:
+    """Whether the value of an ``EagerTensor`` can be looked at without waiting for a device."""
+    return "CPU:" in tensor.backing_device
 
 
 def raise_not_ok(error: Any, name: str | None) -> None:

@@ -21,7 +21,7 @@ from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.tf import backward, native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail, has_foreign_gradient
-from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
+from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices, on_host
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify, inferred_attrs, input_dtypes
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 from terra_cx.tf.slots import Spec
@@ -45,7 +45,18 @@ _gradient = REAL["TFE_Py_TapeGradient"]
 
 
 def is_guardable(tensor: Any) -> bool:
-    """Whether a host tensor is small and of a type that shapes, axes and conditions have."""
+    """Whether a tensor from outside is guarded by value: shapes, axes, conditions; rates and other single numbers.
+
+    An optimizer turns its decay rates into tensors anew for each variable. Fed, they would be as many inputs of the
+    graph, and what is computed from them would be computed as often. A number that does change becomes a feed.
+    """
+    if tensor._datatype_enum() in _FLOATS:
+        return tensor._shape_tuple() == () and on_host(tensor)
+    return _is_answerable(tensor)
+
+
+def _is_answerable(tensor: Any) -> bool:
+    """Whether a result that follows from guarded values is recorded: small, and nothing that a tape could watch."""
     return tensor._datatype_enum() in _GUARDED and tensor._num_elements() <= MAX_KNOWN
 
 
@@ -411,7 +422,7 @@ class Recorder:
             return Kind.OWNER  # another name for something whose reads and writes are ordered by its name
         if kind is not Kind.PURE or self._inner is not None or not outputs:
             return kind
-        if not all(is_guardable(out) or (self.relaxed and _is_list(out)) for out in outputs):
+        if not all(_is_answerable(out) or (self.relaxed and _is_list(out)) for out in outputs):
             return kind
         if self.relaxed and any(len(out._shape_tuple()) > 1 for out in outputs):
             return kind
