@@ -280,7 +280,7 @@ class Conductor:
             anchor.new_sizes += 1  # the next time it will take less
         elif (
             self.measures and _compared(anchor) == self._compared
-        ):  # else it ran Python that is elided otherwise
+        ):  # it ran no Python that is elided otherwise
             anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:

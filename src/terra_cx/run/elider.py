@@ -171,7 +171,8 @@ class Elider:
             if plan is None:
                 return None
             made: dict[tuple[int, int], Any] = {}
-            skeleton.accessed(call.accesses, call.handles)
+            if call.accesses:
+                skeleton.accessed(call.accesses, call.handles)
             skeleton.paused(call.pauses)
             self._commit(call, plan, made)
         except Frozen:

@@ -84,7 +84,12 @@ class FunctionElider:
         """One call, elided or run."""
         skeleton = self._skeleton
         step = skeleton.step
-        if step is None or self._inside or skeleton.placed() or not native.executing_eagerly():
+        if (
+            step is None
+            or self._inside
+            or (skeleton.scoped and skeleton.placed())
+            or not native.executing_eagerly()
+        ):
             return function.own(*args, **kwargs)
         place = step.calls.get(function)
         if place is None:
@@ -135,8 +140,9 @@ class FunctionElider:
     def _elided(self, known: FunctionCall, leaves: Any) -> list[Any] | None:
         """Commit the ops of a call; its result in a list, None if one does not fit."""
         skeleton = self._skeleton
-        run, before, events = skeleton.run, skeleton.position(), len(skeleton.log.events)
+        run, events = skeleton.run, len(skeleton.log.events)
         assert run is not None
+        before = run.pos
         skeleton.busy = True
         try:
             if known.ambient != ambient():
@@ -175,7 +181,8 @@ class FunctionElider:
                     skeleton.keep_arguments(run, step)
                     if step.computed:
                         skeleton.keep_outputs(run, step)
-            skeleton.accessed(known.accesses, known.handles)
+            if known.accesses:
+                skeleton.accessed(known.accesses, known.handles)
             answer = [
                 new_placeholder(slots[what]) if type(what) is int else what  # type: ignore[arg-type]
                 for what in known.results
@@ -188,7 +195,7 @@ class FunctionElider:
         except _INTERNAL as error:
             skeleton.failed(error)
             skeleton.functions = None
-            if skeleton.position() != before:
+            if skeleton.run is not run or run.pos != before:
                 raise  # half of the call is done: neither can it be run nor answered
             return None
         finally:

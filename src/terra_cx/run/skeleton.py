@@ -418,8 +418,6 @@ class Skeleton(Taping):
 
     def accessed(self, variables: Sequence[Any], handles: tuple[Any, ...]) -> None:
         """A call that is elided would have told tapes and watchers of these variables, which have these handles."""
-        if not variables:
-            return
         if self.log.tapes:
             self.log.events.append(Event(self.position(), "access", args=handles))
             for variable in variables:

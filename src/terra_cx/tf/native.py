@@ -19,7 +19,6 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import core as _core
 from tensorflow.python.framework import (
-    config,
     constant_op,
     dtypes,
     errors,
@@ -28,6 +27,7 @@ from tensorflow.python.framework import (
     tensor_shape,
 )
 from tensorflow.python.ops import resource_variable_ops, script_ops
+from tensorflow.python.util import _pywrap_determinism
 
 __all__ = [
     "REAL",
@@ -120,17 +120,16 @@ def strategy() -> Any:
     return stack[-1].strategy if stack else None
 
 
+_is_deterministic = _pywrap_determinism.is_enabled
+_are_shapes_long = flags.config().tf_shape_default_int64.value
+
+
 def settings() -> tuple[Any, ...]:
     """The switches of TensorFlow's that its functions' Python asks, as a value to compare.
 
     Source: ``nn_ops.py``, ``math_ops.py``, ``array_ops.py``, ``weak_tensor_ops.py``, ``override_binary_operator.py``.
     """
-    return (
-        ops.is_auto_dtype_conversion_enabled(),
-        ops.is_numpy_style_type_promotion(),
-        config.is_op_determinism_enabled(),
-        flags.config().tf_shape_default_int64.value(),
-    )
+    return ops._dtype_conversion_mode, _is_deterministic(), _are_shapes_long()
 
 
 def told_of_ops() -> bool:
