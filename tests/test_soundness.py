@@ -40,6 +40,76 @@ def right(program, co_executed=3, **settings):
     return both_ways(program, co_executed=co_executed, **settings)
 
 
+# -- numbers that were constants ------------------------------------------------------------------------------------
+NUMBERS = {
+    "a number": lambda late: 0.5 if late else 2.0,
+    "the sign of a zero": lambda late: -0.0 if late else 0.0,
+    "no number any more": lambda late: float("nan") if late else 1.0,
+    "another type": lambda late: np.float64(0.25) if late else 0.25,
+}
+
+
+@pytest.mark.parametrize(
+    "given", [lambda value: value, lambda value: tf.constant(np.asarray(value, "float32"))]
+)
+@pytest.mark.parametrize("what", NUMBERS)
+@pytest.mark.parametrize("taped", [False, True])
+def test_a_number_that_was_the_same_in_every_step_changes(what, given, taped):
+    """It is a constant of the graph until then, and a feed afterwards."""
+
+    def program(see):
+        variable = weights()
+        for step, x in enumerate(batches()):
+            with tf.GradientTape() if taped else contextlib.nullcontext() as tape:
+                number = given(NUMBERS[what](step >= LATE))
+                loss = tf.reduce_sum(
+                    tf.math.xdivy(tf.tanh(tf.matmul(x, variable)), number) + 1.0 / (number + 3.0)
+                )
+            see(loss)
+            if taped:
+                see(tape.gradient(loss, variable))
+            variable.assign_sub(0.001 * x)
+        return variable
+
+    report = right(program, co_executed=8)
+    assert sum(fallback["count"] for fallback in report["fallbacks"]) <= 2
+
+
+def test_a_nan_that_is_made_anew_in_each_step():
+    def program(see):
+        variable = weights()
+        for x in batches():
+            with tf.GradientTape() as tape:
+                hidden = tf.matmul(x, variable)
+                loss = tf.reduce_sum(
+                    tf.where(hidden > 0.0, hidden, tf.math.multiply_no_nan(hidden * float("nan"), 0.0))
+                )
+            variable.assign_sub(0.001 * tape.gradient(loss, variable))
+            see(loss)
+        return variable
+
+    right(program, co_executed=10, fallbacks=0)
+
+
+def test_a_watched_number_has_a_gradient():
+    """It is guarded by value, and a tape is asked for its gradient all the same, of the second order too."""
+
+    def program(see):
+        variable = weights()
+        for step, x in enumerate(batches()):
+            rate = tf.constant(0.1 if step < LATE else 0.2)
+            with tf.GradientTape() as outer, tf.GradientTape() as tape:
+                outer.watch(rate)
+                tape.watch(rate)
+                loss = tf.reduce_sum(tf.sin(rate * tf.matmul(x, variable)))
+                first = tape.gradient(loss, rate)
+            see(first, outer.gradient(first, rate))
+            variable.assign_sub(rate * x)
+        return variable
+
+    right(program, co_executed=8)
+
+
 # -- what gradient code reads ----------------------------------------------------------------------------------------
 GRADIENTS = {
     "axis of a sum": lambda h, k, s: tf.reduce_sum(h, axis=s % 2) * k[0],

@@ -72,8 +72,9 @@ def test_different_constants(a, b):
 
 
 def test_nan_is_itself_and_never_another_nan_by_mistake():
-    """A nan that is not the very object may differ in its bits: saying no is safe, it only costs a feed."""
     assert same_const(NAN, NAN)
+    assert same_const(NAN, float("nan")), "made anew in each step"
+    assert not same_const(NAN, -NAN)
     assert not same_const(NAN, 1.0)
     assert not same_const(1.0, NAN)
 

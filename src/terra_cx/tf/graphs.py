@@ -360,17 +360,6 @@ class GraphBuilder:
         shape = data.shape_and_type[0].shape
         return not shape.unknown_rank and all(dim.size >= 0 for dim in shape.dim)
 
-    @staticmethod
-    def _results(symbols: Sequence[Any]) -> list[Any]:
-        """Results that are each a tensor of its own, as in eager, though folding may have made one of two."""
-        seen: set[int] = set()
-        results = []
-        for symbol in symbols:
-            own = id(symbol) not in seen and symbol.op.type != "Placeholder"
-            results.append(array_ops.identity(symbol) if own else gen_array_ops.deep_copy(symbol))
-            seen.add(id(symbol))
-        return results
-
     def cluster(self, operation: Any) -> None:
         """Have XLA compile an op of this graph, together with its neighbours."""
         operation._set_attr("_XlaCompile", attr_value_pb2.AttrValue(b=True))
@@ -386,11 +375,22 @@ class GraphBuilder:
         graph = self.graph
         graph.inputs = [*self._feeds, *graph.internal_captures]
         with graph.as_default():
-            graph.outputs = self._results(outputs)
+            graph.outputs = _own(outputs) if not whole else [array_ops.identity(symbol) for symbol in outputs]
         graph.control_outputs = list(control)
         attributes = {"_XlaMustCompile": True} if whole else {}
         atomic = atomic_function.from_func_graph(f"__terra_block_{next(_names)}", graph, attributes)
         return CompiledFunction(atomic, list(graph.external_captures), len(outputs), self.level)
+
+
+def _own(symbols: Sequence[Any]) -> list[Any]:
+    """Results with memory of their own each, as in eager, though folding may have made one of two (XLA's have it)."""
+    seen: set[int] = set()
+    results = []
+    for symbol in symbols:
+        single = id(symbol) not in seen and symbol.op.type != "Placeholder"
+        results.append(array_ops.identity(symbol) if single else gen_array_ops.deep_copy(symbol))
+        seen.add(id(symbol))
+    return results
 
 
 def _is_discrete(symbol: Any) -> bool:
