@@ -278,9 +278,7 @@ class Conductor:
         """A region of a co-executing anchor has ended, whichever way it ran."""
         if anchor.graph.asked != self._asked and anchor.new_sizes < NEW_SIZES:
             anchor.new_sizes += 1  # the next time it will take less
-        elif (
-            self.measures and _compared(anchor) == self._compared
-        ):  # it ran no Python that is elided otherwise
+        elif self.measures and _compared(anchor) == self._compared:  # no Python ran that is elided otherwise
             anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:

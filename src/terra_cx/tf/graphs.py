@@ -76,6 +76,9 @@ def _config(level: Level) -> bytes:
     return data
 
 
+_MOST_FOLDED = 1024
+"""Elements of what is computed once and kept in the graph."""
+
 EXECUTORS = ("", "SINGLE_THREADED_EXECUTOR")
 """The executors of TensorFlow that can run a block; the first is the default one."""
 _TRIALS = 4
@@ -301,7 +304,7 @@ class GraphBuilder:
         """The outputs of an op: constants where they are known here, the input where it changes nothing."""
         kind, inputs, outputs = operation.type, operation.inputs, list(operation.outputs)
         known = [self._values.get(id(symbol)) for symbol in inputs]
-        if all(_is_discrete(symbol) for symbol in outputs):
+        if all(_is_discrete(symbol) and _is_small(symbol) for symbol in outputs):
             told: list[Any] = [None]
             if kind == "ShapeN":
                 told = [self.static_shape(symbol) for symbol in inputs]
@@ -383,11 +386,14 @@ class GraphBuilder:
 
 
 def _own(symbols: Sequence[Any]) -> list[Any]:
-    """Results with memory of their own each, as in eager, though folding may have made one of two (XLA's have it)."""
+    """Results with memory of their own each, as in eager; XLA's have it.
+
+    Folding may have made one of two, or of an op what it was given, or a constant, which is there for all runs.
+    """
     seen: set[int] = set()
     results = []
     for symbol in symbols:
-        single = id(symbol) not in seen and symbol.op.type != "Placeholder"
+        single = id(symbol) not in seen and symbol.op.type not in ("Placeholder", "Const")
         results.append(array_ops.identity(symbol) if single else gen_array_ops.deep_copy(symbol))
         seen.add(id(symbol))
     return results
@@ -396,6 +402,11 @@ def _own(symbols: Sequence[Any]) -> list[Any]:
 def _is_discrete(symbol: Any) -> bool:
     """Whether it is of a type that shapes, axes and conditions have."""
     return bool(symbol.dtype.is_integer or symbol.dtype.is_bool)
+
+
+def _is_small(symbol: Any) -> bool:
+    """Whether it is not known to have too many elements for a constant (a long range, a mask)."""
+    return (symbol.shape.num_elements() or 0) <= _MOST_FOLDED
 
 
 def _value_of(symbol: Any) -> Any:
