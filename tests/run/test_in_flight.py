@@ -16,6 +16,7 @@ import terra_cx
 from terra_cx.run import in_flight
 from terra_cx.run.block_run import State
 from terra_cx.run.in_flight import InFlight
+from terra_cx.tf.native_queue import NativeQueue
 
 STEPS = 80
 
@@ -224,3 +225,29 @@ def test_the_report_counts_them(flown):
     assert runner["compiled_runs"] >= len(flown)
     assert runner["sent"] + len(flown) >= STEPS - 30
     assert runner["busy_seconds"] > 0
+
+
+@pytest.mark.parametrize("where", ["put", "land"])
+def test_a_finaliser_issues_ops_while_a_run_is_launched_or_lands(flown, monkeypatch, where):
+    """It runs where the graph runner's lock is held: were its ops the region's, they would wait for that lock."""
+    ran = []
+    kind = NativeQueue if where == "put" else InFlight
+    own = getattr(kind, where)
+
+    def meanwhile(self, *args):
+        ran.append(float((tf.zeros([1]) + 1.0)[0]))
+        return own(self, *args)
+
+    monkeypatch.setattr(kind, where, meanwhile)
+
+    def program(see):
+        w = tf.Variable(tf.eye(4))
+        for number in range(STEPS):
+            loss = step(w, data(number))
+            if number % 7 == 0:
+                see(loss)
+        return w
+
+    both_ways(program, co_executed=STEPS // 2)
+    assert flown
+    assert set(ran) == {1.0}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 from terra_cx.compile.blocks import Block, Step
 from terra_cx.reasons import Reason
@@ -31,6 +31,7 @@ from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["Dispatching"]
 
+T = TypeVar("T")
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 """What a mistake of ours looks like; TensorFlow's own refusals have other types."""
 _OPEN = State.OPEN
@@ -145,7 +146,7 @@ class Dispatching:
                 self.graph.cut(self.here(), "region end")
             self.dispatch(last=True)
         try:
-            if self.handover.region_over() or self.handover.runner.failed is not None:
+            if self._meanwhile_busy(self.handover.region_over) or self.handover.runner.failed is not None:
                 self.drain()
         except BaseException as error:
             if error is self.handover.runner.raised:
@@ -221,7 +222,7 @@ class Dispatching:
             run.finish(State.DONE)
         else:
             self.plan(run)
-            self.handover.issue(run)
+            self._meanwhile_busy(self.handover.issue, run)
             if block.first_fallible is not None:
                 self.risky = run
         self.previous = block.steps[run.pos - 1].node
@@ -334,14 +335,21 @@ class Dispatching:
         _have_room()
         handover = self.handover
         if handover.held_are_quick() and native.executing_eagerly() and _tapes_empty() and not self.placed():
-            busy, self.busy = self.busy, True  # a finaliser's ops are none of the region's
-            try:
-                handover.execute_held()
-            finally:
-                self.busy = busy
+            self._meanwhile_busy(handover.execute_held)
         else:
             handover.flush()
-        handover.wait(run, where)
+        self._meanwhile_busy(handover.wait, run, where)
+
+    def _meanwhile_busy(self, do: Callable[..., T], *args: Any) -> T:
+        """Hand over, or wait; the ops of a finaliser that runs meanwhile are none of the region's.
+
+        It may run where the graph runner's lock is held, and an op of the region's would ask for that lock again.
+        """
+        busy, self.busy = self.busy, True
+        try:
+            return do(*args)
+        finally:
+            self.busy = busy
 
     def publish(self) -> None:
         """Have all ops that Python has issued executed, and wait for them; from any thread but the runner's."""
