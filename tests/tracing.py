@@ -92,6 +92,24 @@ def blocks_of(graph):
     return blocks
 
 
+def only_block(region, *arguments):
+    """The block of a region that is one."""
+    (block,) = blocks_of(graph_of(region, *arguments))
+    assert block.eager is None
+    return block
+
+
+def before(operation):
+    """Everything that must have run before ``operation``, by data or control edges."""
+    seen, todo = set(), [operation]
+    while todo:
+        for earlier in (*todo[-1].control_inputs, *[tensor.op for tensor in todo.pop().inputs]):
+            if earlier not in seen:
+                seen.add(earlier)
+                todo.append(earlier)
+    return seen
+
+
 class NoFetcher:
     """Nobody fills the slots of these runs on demand."""
 

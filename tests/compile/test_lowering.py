@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tracing import blocks_of, graph_of, run_of
+from tracing import before, blocks_of, graph_of, only_block, run_of
 
 from terra_cx.compile.lowering import function_of
 from terra_cx.run.eager import feeds_of, run_eagerly
@@ -19,28 +19,11 @@ WRITES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
 X = tf.constant(np.linspace(-2, 2, 16, dtype="float32").reshape(4, 4))
 
 
-def only_block(region, *arguments):
-    (block,) = blocks_of(graph_of(region, *arguments))
-    assert block.eager is None
-    return block
-
-
 def operations(block):
     """The graph's operations that stand for the block's ops, in the program's order."""
     named = {"ReadVariableOp", "GatherV2", "Cholesky", "Sin", "Mul", *WRITES}
     graph = block.lowered.builder.graph
     return [op for op in graph.get_operations() if op.type in named]
-
-
-def before(operation):
-    """Everything that must have run before ``operation``, by data or control edges."""
-    seen, todo = set(), [operation]
-    while todo:
-        for earlier in (*todo[-1].control_inputs, *[tensor.op for tensor in todo.pop().inputs]):
-            if earlier not in seen:
-                seen.add(earlier)
-                todo.append(earlier)
-    return seen
 
 
 def by_type(block, kind):

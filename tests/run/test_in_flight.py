@@ -49,17 +49,19 @@ def data(number):
     return tf.constant(np.random.default_rng(number).normal(size=(4, 4)).astype("float32"))
 
 
+def train(see, every):
+    """Steps whose loss is read every so often."""
+    w = tf.Variable(tf.eye(4))
+    for number in range(STEPS):
+        loss = step(w, data(number))
+        if number % every == 0:
+            see(loss)
+    return w
+
+
 @pytest.mark.parametrize("every", [1, 7, 1000])
 def test_quick_runs_fly_in_order_and_once(flown, every):
-    def program(see):
-        w = tf.Variable(tf.eye(4))
-        for number in range(STEPS):
-            loss = step(w, data(number))
-            if number % every == 0:
-                see(loss)
-        return w
-
-    both_ways(program, co_executed=STEPS - 30)
+    both_ways(lambda see: train(see, every), co_executed=STEPS - 30)
     places = [place[:2] for place in flown]
     assert len(places) > STEPS // 2
     assert places == sorted(set(places))
@@ -240,14 +242,6 @@ def test_a_finaliser_issues_ops_while_a_run_is_launched_or_lands(flown, monkeypa
 
     monkeypatch.setattr(kind, where, meanwhile)
 
-    def program(see):
-        w = tf.Variable(tf.eye(4))
-        for number in range(STEPS):
-            loss = step(w, data(number))
-            if number % 7 == 0:
-                see(loss)
-        return w
-
-    both_ways(program, co_executed=STEPS // 2)
+    both_ways(lambda see: train(see, every=7), co_executed=STEPS // 2)
     assert flown
     assert set(ran) == {1.0}

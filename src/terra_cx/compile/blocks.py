@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from terra_cx.levels import Level
-from terra_cx.tf.opdefs import SHAPE_OPS, Kind, lasting_attrs
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, grouped, lasting_attrs
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need, Rule
@@ -448,16 +448,7 @@ def _again(check: Check) -> Check:
 
 
 def _nest(checks: list[Check], layout: tuple[int, ...]) -> list[Check]:
-    nested: list[Check] = []
-    index = 0
-    for count in layout:
-        if count < 0:
-            nested.append(checks[index])
-            index += 1
-        else:
-            nested.append((LIST, tuple(checks[index : index + count])))
-            index += count
-    return nested
+    return [(LIST, tuple(item)) if isinstance(item, list) else item for item in grouped(checks, layout)]
 
 
 def build_block(graph: TraceGraph, start: Node, uid: int, lower: Callable[[Block], None]) -> Block:

@@ -27,7 +27,7 @@ from terra_cx.compile.blocks import Block, Cut, FlatOp, Step
 from terra_cx.compile.folding import Folding
 from terra_cx.levels import Level
 from terra_cx.tf.graphs import CompiledFunction, GraphBuilder, known_to_xla
-from terra_cx.tf.opdefs import Kind, fallible
+from terra_cx.tf.opdefs import DISCRETE, Kind, fallible
 
 __all__ = ["CUTS", "Lowered", "Prepared", "function_at", "function_of", "lower", "prepare"]
 
@@ -37,7 +37,6 @@ _LATE_WRITE = "a write that may be refused follows another"
 _TAINTED = "an effect's result feeds a fallible op"
 CUTS = frozenset({_LATE_DRAW, _LATE_GRADIENT, _LATE_WRITE, _TAINTED})
 """Why lowering ends a block."""
-_INTEGERS = frozenset({3, 9, 10, 6, 4, 5, 17, 22, 23})
 
 
 class Lowered:
@@ -285,7 +284,7 @@ def _input(builder: GraphBuilder, source: tuple[Any, ...], symbols: dict[int, An
         return feeds[source[1]]
     if what == "k":
         tensor = source[1]
-        if tensor._datatype_enum() in _INTEGERS or tensor._shape_tuple() == ():
+        if tensor._datatype_enum() in DISCRETE or tensor._shape_tuple() == ():
             return builder.const(tensor)
         return builder.capture(tensor)
     if what == "r":

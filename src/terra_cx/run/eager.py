@@ -12,7 +12,7 @@ from typing import Any
 from terra_cx.compile.blocks import Block, FlatOp, Step
 from terra_cx.run.block_run import BlockRun, Draw
 from terra_cx.tf import native
-from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.opdefs import Kind, grouped
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.recorder import pack_outputs
 
@@ -78,16 +78,7 @@ def inputs_of(op: FlatOp, values: list[Any], feeds: list[Any]) -> list[Any]:
 def call_native(op: FlatOp, inputs: list[Any]) -> list[Any]:
     """Execute one flat op natively and return its flat outputs."""
     if op.form == "F":
-        grouped: list[Any] = []
-        index = 0
-        for count in op.layout:
-            if count < 0:
-                grouped.append(inputs[index])
-                index += 1
-            else:
-                grouped.append(inputs[index : index + count])
-                index += count
-        result = native.run_fast(op.op, op.name, [*grouped, *op.attrs])
+        result = native.run_fast(op.op, op.name, [*grouped(inputs, op.layout), *op.attrs])
     else:
         result = native.run_execute(None, op.op, inputs, op.attrs, len(op.specs))
     return pack_outputs(result)[1]

@@ -16,10 +16,9 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from google.protobuf import message as protobuf
 from tensorflow.core.framework import attr_value_pb2, function_pb2
 from tensorflow.core.protobuf import config_pb2
@@ -30,7 +29,7 @@ from tensorflow.python.ops import array_ops, gen_array_ops, gen_math_ops
 
 from terra_cx.levels import Level
 from terra_cx.tf import native
-from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, attr_pairs, classify
+from terra_cx.tf.opdefs import DISCRETE, SHAPE_OPS, Kind, arg_layout, attr_pairs, classify, grouped
 from terra_cx.tf.slots import Spec
 
 __all__ = ["CompiledFunction", "GraphBuilder", "known_to_xla", "loaded_function"]
@@ -223,8 +222,8 @@ class GraphBuilder:
         self._barriers = barriers
         self._feeds: list[Any] = []
         self._consts: dict[bytes, Any] = {}
-        self._values: dict[int, np.ndarray[Any, Any]] = {}
-        """What integers and conditions among the constants are, by the id of their symbol."""
+        self._known: set[int] = set()
+        """The ids of those that are integers or conditions."""
 
     def feed(self, spec: Spec) -> Any:
         """A parameter of the given dtype and shape (None: unknown)."""
@@ -248,13 +247,14 @@ class GraphBuilder:
 
     def _const(self, value: Any, dtype: Any) -> Any:
         """One node for all constants that are equal in dtype, shape and bits."""
-        with self.graph.as_default(), ops.control_dependencies(None):
-            symbol = constant_op.constant(value, dtype)
-        known = self._consts.setdefault(
-            symbol.op.get_attr("value").SerializeToString(deterministic=True), symbol
-        )
-        if known is symbol and _is_discrete(symbol):
-            self._values[id(symbol)] = tensor_util.constant_value(symbol)
+        proto = tensor_util.make_tensor_proto(value, dtype)
+        content = proto.SerializeToString(deterministic=True)
+        known = self._consts.get(content)
+        if known is None:
+            with self.graph.as_default(), ops.control_dependencies(None):
+                known = self._consts[content] = constant_op.constant(proto)
+            if _is_discrete(known):
+                self._known.add(id(known))
         return known
 
     def op(
@@ -280,18 +280,18 @@ class GraphBuilder:
             The operation and its flat outputs.
         """
         given = attr_pairs(attrs)
-        grouped = _grouped(op, form, given, layout, inputs)
+        arguments = grouped(inputs, layout if form == "F" else _layout(op, given))
         definition = native.op_def(op)
         exact = self.level is Level.EXACT
         if exact and op == "AddN" and len(inputs) > 2 and inputs[0].dtype != dtypes.variant:
             return self._sum(inputs, control)
         with self.graph.as_default():
             if self._barriers:
-                grouped = [self._fence(value) for value in grouped]
+                arguments = [self._fence(value) for value in arguments]
             elif exact:
                 for position in _FUSED_INPUTS.get(op, ()):
-                    grouped[position] = self._fence(grouped[position])
-            keywords = {arg.name: value for arg, value in zip(definition.input_arg, grouped, strict=True)}
+                    arguments[position] = self._fence(arguments[position])
+            keywords = {arg.name: value for arg, value in zip(definition.input_arg, arguments, strict=True)}
             inferred = {name for arg in definition.input_arg for name in _inferred(arg, keywords[arg.name])}
             for attr in definition.attr:
                 if attr.name not in inferred and (attr.name in given or attr.HasField("default_value")):
@@ -303,23 +303,24 @@ class GraphBuilder:
     def folded(self, operation: Any) -> list[Any]:
         """The outputs of an op: constants where they are known here, the input where it changes nothing."""
         kind, inputs, outputs = operation.type, operation.inputs, list(operation.outputs)
-        known = [self._values.get(id(symbol)) for symbol in inputs]
-        if all(_is_discrete(symbol) and _is_small(symbol) for symbol in outputs):
-            told: list[Any] = [None]
-            if kind == "ShapeN":
-                told = [self.static_shape(symbol) for symbol in inputs]
-            elif kind in SHAPE_OPS or not any(value is None for value in known):
-                told = [_value_of(symbol) for symbol in outputs]
-            if outputs and not any(value is None for value in told):
-                return [self._const(value, symbol.dtype) for value, symbol in zip(told, outputs, strict=True)]
-        same = (kind == "Sum" and known[1] is not None and not known[1].size) or (
+        told = kind in SHAPE_OPS or all(map(self.is_known, inputs))
+        if told and outputs and all(_is_discrete(symbol) and _is_small(symbol) for symbol in outputs):
+            of_shapes = kind == "ShapeN"  # TensorFlow does not evaluate it
+            values = (
+                [self.static_shape(each) for each in inputs] if of_shapes else list(map(_value_of, outputs))
+            )
+            if not any(value is None for value in values):
+                return [
+                    self._const(value, symbol.dtype) for value, symbol in zip(values, outputs, strict=True)
+                ]
+        same = (kind == "Sum" and self.is_known(inputs[1]) and self.static_shape(inputs[1]) == (0,)) or (
             kind == "Reshape" and self.static_shape(inputs[0]) == self.static_shape(outputs[0]) is not None
         )
         return [inputs[0]] if same else outputs
 
     def is_known(self, symbol: Any) -> bool:
         """Whether it is a constant whose value is looked at."""
-        return id(symbol) in self._values
+        return id(symbol) in self._known
 
     def _sum(self, inputs: Sequence[Any], control: Sequence[Any]) -> tuple[Any, list[Any]]:
         """``AddN`` of three and more, by pairs.
@@ -401,7 +402,7 @@ def _own(symbols: Sequence[Any]) -> list[Any]:
 
 def _is_discrete(symbol: Any) -> bool:
     """Whether it is of a type that shapes, axes and conditions have."""
-    return bool(symbol.dtype.is_integer or symbol.dtype.is_bool)
+    return symbol.dtype.as_datatype_enum in DISCRETE
 
 
 def _is_small(symbol: Any) -> bool:
@@ -424,27 +425,11 @@ def known_to_xla(operation: Any) -> bool:
     return operation.type not in _NOT_FOR_XLA and not operation.type.startswith(_RANDOM)
 
 
-def _grouped(
-    op: str, form: str, given: dict[str, Any], layout: tuple[int, ...], inputs: Sequence[Any]
-) -> list[Any]:
-    """The flat inputs of an op as its arguments are: those of a list in a list."""
-    grouped: list[Any] = []
-    index = 0
-    if form == "F":
-        for count in layout:
-            grouped.append(inputs[index] if count < 0 else list(inputs[index : index + count]))
-            index += max(count, 1) if count < 0 else count
-        return grouped
+def _layout(op: str, given: dict[str, Any]) -> Iterator[int]:
+    """The layout of a call by ``TFE_Py_Execute``, which gives the lengths of lists as attributes."""
     for _, length_attr, _, is_list in arg_layout(op):
-        if is_list:
-            length = given[length_attr]
-            count = len(length) if isinstance(length, (list, tuple)) else int(length)
-            grouped.append(list(inputs[index : index + count]))
-            index += count
-        else:
-            grouped.append(inputs[index])
-            index += 1
-    return grouped
+        length = given[length_attr] if is_list else -1
+        yield len(length) if isinstance(length, (list, tuple)) else int(length)
 
 
 def _inferred(arg: Any, value: Any) -> list[str]:

@@ -11,20 +11,25 @@ Source: ``OpDef.is_stateful`` and the op registry of TensorFlow 2.21.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 
 from terra_cx.tf.native import dtype_of, op_def
 
 __all__ = [
+    "DISCRETE",
     "INFALLIBLE",
     "SHAPELESS",
     "Kind",
     "arg_layout",
     "attr_pairs",
     "classify",
+    "fallible",
+    "grouped",
     "inferred_attrs",
     "input_dtypes",
     "lasting_attrs",
@@ -98,6 +103,9 @@ SHAPE_OPS = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 SHAPELESS = frozenset({("FusedBatchNormGradV3", 3), ("FusedBatchNormGradV3", 4), ("FusedBatchNormGradV3", 5)})
 """Arguments (op, number) that are passed on between kernels, and whose shape nothing else depends on."""
 
+DISCRETE = frozenset({3, 9, 10, 6, 4, 5, 17, 22, 23})
+"""``DataType`` enums of integers and conditions: what shapes, axes and branches are made of, and no tape watches."""
+
 _ELEMENTWISE = """
 Abs Acos Acosh Add AddN AddV2 Angle Asin Asinh Atan Atan2 Atanh BiasAdd BiasAddGrad BiasAddV1 Cast Ceil
 ClipByValue Complex Conj Cos Cosh Digamma Div DivNoNan Elu EluGrad Equal Erf Erfc Erfinv Exp Expm1 Floor
@@ -139,6 +147,7 @@ _OUTSIDE = frozenset(_OUTSIDE_NAMES.split())
 _STATE_ATTRS = frozenset({"seed", "seed2", "container", "shared_name", "token"})
 """Attributes of ops that keep something between calls, or call Python, marked stateful or not."""
 _RESOURCE, _VARIANT = 20, 21
+T = TypeVar("T")
 
 
 @functools.cache
@@ -261,6 +270,12 @@ def inferred_attrs(op: str, layout: tuple[int, ...], dtypes: list[int]) -> tuple
         elif arg.type_attr and enums:
             found[arg.type_attr] = enums[0]
     return tuple(item for pair in found.items() for item in pair)
+
+
+def grouped(flat: Sequence[T], layout: Iterable[int]) -> list[T | list[T]]:
+    """The flat inputs of an op as its arguments, by `trace.records.Call.layout`: those of a list in a list."""
+    rest = iter(flat)
+    return [next(rest) if count < 0 else list(islice(rest, count)) for count in layout]
 
 
 def input_dtypes(

@@ -22,7 +22,7 @@ from terra_cx.tf import backward, native
 from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail, has_foreign_gradient
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices, on_host
-from terra_cx.tf.opdefs import SHAPE_OPS, Kind, arg_layout, classify, inferred_attrs, input_dtypes
+from terra_cx.tf.opdefs import DISCRETE, SHAPE_OPS, Kind, arg_layout, classify, inferred_attrs, input_dtypes
 from terra_cx.tf.placeholder import Placeholder, resolve_all
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.keys import BACKWARD
@@ -36,7 +36,6 @@ MAX_KNOWN = 32
 _MOST_SIZES = 4096
 _RESOURCE = 20
 _VARIANT = 21
-_GUARDED = frozenset({3, 9, 10, 6, 4, 5, 17, 22, 23})  # the integer types and bool
 _FLOATS = frozenset({1, 2, 14, 19, 8, 18})
 
 _fast = REAL["TFE_Py_FastPathExecute"]
@@ -57,13 +56,13 @@ def is_guardable(tensor: Any) -> bool:
 
 def _is_answerable(tensor: Any) -> bool:
     """Whether a result that follows from guarded values is recorded: small, and nothing that a tape could watch."""
-    return tensor._datatype_enum() in _GUARDED and tensor._num_elements() <= MAX_KNOWN
+    return tensor._datatype_enum() in DISCRETE and tensor._num_elements() <= MAX_KNOWN
 
 
 def _is_list(tensor: Any) -> bool:
     """Whether it is a list of integers or conditions, as long as texts and pictures are in any direction."""
     return (
-        tensor._datatype_enum() in _GUARDED
+        tensor._datatype_enum() in DISCRETE
         and len(tensor._shape_tuple()) == 1
         and tensor._num_elements() <= _MOST_SIZES
     )

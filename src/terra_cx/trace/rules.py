@@ -7,7 +7,6 @@ the node stays, only its block is compiled again.
 
 from __future__ import annotations
 
-import math
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -47,9 +46,7 @@ class Need(IntEnum):
 
 
 def _same_float(a: float, b: float) -> bool:
-    if a == b:
-        return math.copysign(1.0, a) == math.copysign(1.0, b)
-    return math.isnan(a) and struct.pack("d", a) == struct.pack("d", b)
+    return struct.pack("d", a) == struct.pack("d", b)
 
 
 def same_const(a: Any, b: Any) -> bool:
