@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from truth import both_ways
 
-from terra_cx.run import elisions, function_elider
+from terra_cx.run import call_code, elisions, function_elider
 
 LATE = 30
 STEPS = 50
@@ -401,8 +401,8 @@ def test_an_exception_of_a_signal_handler_is_the_programs(monkeypatch):
         return state["w"]
 
     armed, counts = [], []
-    admits = function_elider.admits
-    monkeypatch.setattr(function_elider, "admits", raising)
+    admits = call_code.admits
+    monkeypatch.setattr(call_code, "admits", raising)
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         both_ways(program, co_executed=20)

@@ -172,7 +172,7 @@ class Elider:
                 return None
             made: dict[tuple[int, int], Any] = {}
             if call.accesses:
-                skeleton.accessed(call.accesses, call.handles)
+                skeleton.accessed(call.accesses, call.handles, skeleton.position())
             skeleton.paused(call.pauses)
             self._commit(call, plan, made)
         except Frozen:

@@ -13,7 +13,7 @@ from terra_cx.trace.library_calls import ATTEMPTS, Refusal, Refusals
 from terra_cx.trace.records import Trace
 from terra_cx.trace.tracegraph import Node
 
-__all__ = ["Elisions", "to_be_compared"]
+__all__ = ["Elisions", "next_comparison", "to_be_compared"]
 
 _MISSES = 3
 """Misses of a call after which the step is traced again."""
@@ -149,6 +149,11 @@ class Elisions:
 def to_be_compared(runs: int) -> bool:
     """Whether a call that has been elided so often is to be compared: at 0, 1, 2, 4, ... and then at every so many."""
     return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
+
+
+def next_comparison(runs: int) -> int:
+    """The number of runs, this one or the next, at which a call is to be compared."""
+    return 1 << (runs - 1).bit_length() if runs < _EVERY else -(-runs // _EVERY) * _EVERY
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -16,7 +16,7 @@ from terra_cx.elide.functions import Function
 from terra_cx.run.block_run import BlockRun
 from terra_cx.run.checks import flat_checks, flat_inputs
 from terra_cx.tf import native
-from terra_cx.tf.native import REAL, DType, EagerTensor, TensorShape
+from terra_cx.tf.native import DType, EagerTensor, TensorShape
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind
 from terra_cx.tf.placeholder import Placeholder
 
@@ -24,7 +24,6 @@ __all__ = [
     "FunctionCall",
     "Notes",
     "Unfit",
-    "ambient",
     "as_tensor",
     "flat",
     "form_of",
@@ -39,8 +38,6 @@ _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, DType, Te
 _SEQUENCES = (list, tuple)
 _MOST_VALUES = 256
 """Elements of a tensor that is compared by value."""
-_tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
-_tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +54,7 @@ class FunctionCall:
     function: Function
     structure: Any
     ambient: tuple[Any, ...]
-    """Of `ambient`."""
+    """Of `tf.native.surroundings`."""
     checked: tuple[tuple[int, tuple[Check, ...], tuple[int, Any]], ...]
     converted: tuple[tuple[int, tuple[Check, ...], Any, Any], ...]
     """(number, checks, `form_of`, dtype of the tensor)"""
@@ -71,9 +68,14 @@ class FunctionCall:
     accesses: tuple[Any, ...]
     pack: type | None
     results: tuple[Any, ...]
-    runs: int = 0
     handles: tuple[Any, ...] = ()
     """Of the variables in ``accesses``, which have them for life."""
+    runs: int = 0
+    due: int = 0
+    """How many runs there are when the call is to be compared again."""
+    answer: Any = None
+    """Its code (`run.call_code`), as of the time at which so many blocks were ``built``."""
+    built: int = -1
 
     def __post_init__(self) -> None:
         self.handles = tuple(variable.handle for variable in self.accesses)
@@ -134,11 +136,6 @@ def _open(arg: Any, leaves: list[Any], lists: list[Any]) -> None:
         leaves += (arg.start, arg.stop, arg.step)
     else:
         leaves.append(arg)
-
-
-def ambient() -> tuple[Any, ...]:
-    """What functions depend on besides their arguments: tapes, and TensorFlow's switches."""
-    return _tapes_empty(), _tapes_stopped(), *native.settings()
 
 
 def as_tensor(value: Any, dtype: Any) -> Any:
@@ -273,7 +270,7 @@ def learned(
         function: what was called.
         run: the open run, of which its ops are part.
         given: its arguments.
-        around: what it depended on besides (`ambient`).
+        around: what it depended on besides (`tf.native.surroundings`).
         notes: what happened meanwhile.
         result: what it returned.
         numbers_too: whether numbers may differ each time, because another call with another one was learned before.

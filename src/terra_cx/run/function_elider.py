@@ -23,29 +23,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from terra_cx.compile.blocks import LOCAL, Step
+from terra_cx.compile.blocks import Step
 from terra_cx.elide.functions import Function
 from terra_cx.run.block_run import BlockRun, Frozen
-from terra_cx.run.checks import admits
-from terra_cx.run.elisions import Elisions, to_be_compared
-from terra_cx.run.function_calls import (
-    FunctionCall,
-    Notes,
-    Unfit,
-    ambient,
-    as_tensor,
-    flat,
-    form_of,
-    is_same,
-    learned,
-    spec_of,
-)
+from terra_cx.run.call_code import DUE, answering
+from terra_cx.run.elisions import Elisions, next_comparison
+from terra_cx.run.function_calls import FunctionCall, Notes, Unfit, learned
 from terra_cx.tf import native
-from terra_cx.tf.native import EagerTensor
-from terra_cx.tf.placeholder import Placeholder, new_placeholder
 from terra_cx.tf.reads import noting_reads
-from terra_cx.tf.slots import Slot
-from terra_cx.trace.rules import same_const, same_known
 
 if TYPE_CHECKING:
     from terra_cx.run.skeleton import Skeleton
@@ -83,111 +68,35 @@ class FunctionElider:
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call, elided or run."""
         skeleton = self._skeleton
-        step = skeleton.step
-        if (
-            step is None
-            or self._inside
-            or (skeleton.scoped and skeleton.placed())
-            or not native.executing_eagerly()
-        ):
+        step, run = skeleton.step, skeleton.run
+        around = native.surroundings()
+        if step is None or self._inside or not around[0] or (skeleton.scoped and skeleton.placed()):
             return function.own(*args, **kwargs)
         place = step.calls.get(function)
         if place is None:
             place = step.calls[function] = _Place()
-        compared = None
         for known in place.known:
-            leaves = self._leaves(known, args, kwargs)
-            if leaves is None:
-                continue
-            if skeleton.step is not step:  # a signal handler has issued ops
-                return function.own(*args, **kwargs)
-            if to_be_compared(known.runs):
-                compared = known
-                break
-            answer = self._elided(known, leaves)
-            if answer is not None:
+            answer = self._answered(known, run, args, kwargs, around)
+            if type(answer) is list:
                 return answer[0]
-            if skeleton.step is not step:  # the run was handed over meanwhile
+            if skeleton.step is not step:  # a signal handler has issued ops, or the run was handed over
                 return function.own(*args, **kwargs)
-        if compared is None and (place.failures >= _ATTEMPTS or len(place.known) >= _ALTERNATIVES):
+            if answer is DUE:
+                return self._run(function, place, known, args, kwargs, around)
+        if place.failures >= _ATTEMPTS or len(place.known) >= _ALTERNATIVES:
             return function.own(*args, **kwargs)
-        return self._run(function, place, compared, args, kwargs)
+        return self._run(function, place, None, args, kwargs, around)
 
-    # -- eliding -------------------------------------------------------------------------------------------------
-    @staticmethod
-    def _leaves(known: FunctionCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The arguments of a call, flat, if it is one like ``known`` as far as they alone can tell."""
-        if type(known.structure) is int:  # no keyword, no list: the common case
-            if kwargs or len(args) != known.structure:
-                return None
-            leaves: Any = args
-        else:
-            leaves, structure = flat(args, kwargs)
-            if structure != known.structure:
-                return None
-        for number, value, trainable in known.same:
-            if leaves[number] is not value or value.trainable is not trainable:
-                return None
-        for number, value in known.equal:
-            leaf = leaves[number]
-            if leaf is not value and (type(leaf) is not type(value) or not same_const(leaf, value)):
-                return None
-        for number, earlier in known.again:
-            if not is_same(leaves[number], leaves[earlier]):
-                return None
-        return leaves
-
-    def _elided(self, known: FunctionCall, leaves: Any) -> list[Any] | None:
-        """Commit the ops of a call; its result in a list, None if one does not fit."""
+    def _answered(
+        self, known: FunctionCall, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], around: Any
+    ) -> Any:
+        """As the code of a known call (`run.call_code.Answer`) says."""
         skeleton = self._skeleton
-        run, events = skeleton.run, len(skeleton.log.events)
-        assert run is not None
-        before = run.pos
-        skeleton.busy = True
+        events, before = len(skeleton.log.events), run.pos
         try:
-            if known.ambient != ambient():
-                return None
-            slots = run.slots
-            for number, checks, spec in known.checked:
-                leaf = leaves[number]
-                for check in checks:
-                    if check[0] == LOCAL:  # `admits` without the call
-                        if type(leaf) is not Placeholder or leaf._slot is not slots[check[1]]:
-                            return None
-                    elif not admits(run, check, leaf):
-                        return None
-                if not checks and spec_of(leaf) != spec:
-                    return None
-            for number, value in known.valued:
-                leaf = leaves[number]
-                if type(leaf) is not EagerTensor or not same_known(leaf, value):
-                    return None
-            for number, checks, form, dtype in known.converted:
-                if form_of(leaves[number]) != form:
-                    return None
-                leaf = as_tensor(leaves[number], dtype)
-                if leaf is None or not all(admits(run, check, leaf) for check in checks):
-                    return None
-            for check, value in known.fixed:
-                if not admits(run, check, value):
-                    return None
-            turns: dict[Any, int] = {}
-            for step in known.steps:
-                if step.computed:
-                    for index, out in enumerate(step.specs, step.base):
-                        slots[index] = Slot(out, run, index)
-                if step.needed:
-                    turns[step.node] = skeleton.log.turns.get(step.node, 0) + 1
-                    skeleton.keep_arguments(run, step)
-                    if step.computed:
-                        skeleton.keep_outputs(run, step)
-            if known.accesses:
-                skeleton.accessed(known.accesses, known.handles)
-            answer = [
-                new_placeholder(slots[what]) if type(what) is int else what  # type: ignore[arg-type]
-                for what in known.results
-            ]
-            skeleton.advance_over(run, run.pos + len(known.steps), turns)
+            if known.built != skeleton.graph.built:  # gradients may refer to other outputs than before
+                known.answer, known.built = answering(known, run.block.steps), skeleton.graph.built
+            answer = known.answer(skeleton, run, args, kwargs, around)
         except Frozen:
             del skeleton.log.events[events:]
             skeleton.dispatch()
@@ -195,17 +104,18 @@ class FunctionElider:
         except _INTERNAL as error:
             skeleton.failed(error)
             skeleton.functions = None
-            if skeleton.run is not run or run.pos != before:
+            if run.pos != before or skeleton.run is not run:
                 raise  # half of the call is done: neither can it be run nor answered
             return None
         finally:
             skeleton.busy = False
-        known.runs += 1
-        self._elisions.shortened += 1
-        if skeleton.sync_errors and run.block.first_fallible is not None:
-            skeleton.dispatch()
-            skeleton.drain()
-        return answer if known.pack is None else [known.pack(answer)]
+        if type(answer) is list:
+            known.runs += 1
+            self._elisions.shortened += 1
+            if skeleton.sync_errors and run.block.first_fallible is not None:
+                skeleton.dispatch()
+                skeleton.drain()
+        return answer
 
     # -- learning and comparing ----------------------------------------------------------------------------------
     def _run(
@@ -215,10 +125,11 @@ class FunctionElider:
         compared: FunctionCall | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        around: tuple[Any, ...],
     ) -> Any:
         """Run a call, and see what it does."""
         skeleton = self._skeleton
-        run, log, around = skeleton.run, skeleton.log, ambient()
+        run, log = skeleton.run, skeleton.log
         assert run is not None
         first, events = run.pos, len(log.events)
         self._inside = True
@@ -257,6 +168,7 @@ class FunctionElider:
         elisions.compared += 1
         if found is not None and found.key() == known.key():
             known.runs += 1
+            known.due = next_comparison(known.runs)
             return
         place.known.remove(known)
         place.failures = _ATTEMPTS

@@ -416,10 +416,16 @@ class Skeleton(Taping):
         if node.timed < TIMED:
             self.since = node, perf_counter()
 
-    def accessed(self, variables: Sequence[Any], handles: tuple[Any, ...]) -> None:
-        """A call that is elided would have told tapes and watchers of these variables, which have these handles."""
+    def accessed(self, variables: Sequence[Any], handles: tuple[Any, ...], position: int) -> None:
+        """A call that is elided would have told tapes and watchers of these variables.
+
+        Args:
+            variables: what the call accesses.
+            handles: theirs.
+            position: the region's position of the next op.
+        """
         if self.log.tapes:
-            self.log.events.append(Event(self.position(), "access", args=handles))
+            self.log.events.append(Event(position, "access", args=handles))
             for variable in variables:
                 _accessed(variable)
         for variable in variables:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from terra_cx.compile.blocks import Step
@@ -130,14 +131,14 @@ class Taping(Dispatching, ABC):
 
     def variable_accessed(self, variable: Any) -> Any:
         """``TFE_Py_TapeVariableAccessed``: the native tape watches the variable, as in eager."""
-        if self._mine() and self.log.tapes:
-            self._event("access", args=(variable.handle,))
+        if not self.busy and get_ident() == self.owner and self.log.tapes:  # often: `_mine`, without the call
+            self.log.events.append(Event(self.position(), "access", args=(variable.handle,)))
         return REAL["TFE_Py_TapeVariableAccessed"](variable)
 
     # -- gradients -----------------------------------------------------------------------------------------------
     def follows(self) -> bool:
         """Whether the calling thread's ops are co-executed."""
-        return self._mine()
+        return get_ident() == self.owner and not self.busy  # `_mine`, without the call: every write asks
 
     def tape_gradient(
         self, tape: Any, target: Any, sources: Any, output_gradients: Any, sources_raw: Any, unconnected: Any

@@ -61,6 +61,8 @@ __all__ = [
     "run_execute",
     "run_fast",
     "strategy",
+    "surroundings",
+    "tell_of_access",
     "tensor_shape",
     "unrecorded",
     "wait_for_all",
@@ -120,16 +122,42 @@ def strategy() -> Any:
     return stack[-1].strategy if stack else None
 
 
+def tell_of_access(variable: Any) -> None:
+    """Tell tapes and watchers that a plain variable is accessed.
+
+    As ``resource_variable_ops.variable_accessed``, in a quarter of the calls where no strategy has a say.
+    """
+    graph = ops.get_default_graph()
+    strategies = getattr(graph._thread_local, "_distribution_strategy_stack", None)
+    if strategies or hasattr(graph, "watch_variable"):
+        resource_variable_ops.variable_accessed(variable)
+    elif variable.trainable:
+        pywrap_tfe.TFE_Py_TapeVariableAccessed(variable)
+        pywrap_tfe.TFE_Py_VariableWatcherVariableAccessed(variable)
+
+
+_tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
+_tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 _is_deterministic = _pywrap_determinism.is_enabled
 _are_shapes_long = flags.config().tf_shape_default_int64.value
 
 
-def settings() -> tuple[Any, ...]:
-    """The switches of TensorFlow's that its functions' Python asks, as a value to compare.
+def surroundings() -> tuple[Any, ...]:
+    """What functions depend on besides their arguments, as a value to compare.
+
+    First whether this thread executes eagerly, then tapes, then TensorFlow's switches that its functions' Python asks.
 
     Source: ``nn_ops.py``, ``math_ops.py``, ``array_ops.py``, ``weak_tensor_ops.py``, ``override_binary_operator.py``.
     """
-    return ops._dtype_conversion_mode, _is_deterministic(), _are_shapes_long()
+    known = _context._context
+    return (
+        known is not None and known._thread_local_data.is_eager,
+        _tapes_empty(),
+        _tapes_stopped(),
+        ops._dtype_conversion_mode,
+        _is_deterministic(),
+        _are_shapes_long(),
+    )
 
 
 def told_of_ops() -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import gen_resource_variable_ops, resource_variable_ops, weak_tensor_ops
 
-from terra_cx.tf.native import EagerTensor, executing_eagerly
+from terra_cx.tf.native import EagerTensor, executing_eagerly, tell_of_access
 from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.replaced import Replaced
 
@@ -105,7 +105,7 @@ def install(applies: Callable[[], bool]) -> None:
         )
 
     def result(variable: Any) -> Any:
-        resource_variable_ops.variable_accessed(variable)
+        tell_of_access(variable)
         return results.of(variable)
 
     def assign(
