@@ -179,6 +179,8 @@ def test_the_watchdog_names_both_positions(tmp_path):
             runner.GraphRunner._compute = compute
             runner.GraphRunner.launch = lambda self, run: False  # what flies is quick
         for index in range(40):
+            if index == 30:
+                time.sleep(0.7)  # the graph has nothing to do meanwhile, which is no stall
             if index == 35:
                 slow_runner()
             total = float(step(index))
@@ -189,6 +191,7 @@ def test_the_watchdog_names_both_positions(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "terra-cx: still waiting for the graph" in done.stderr
+    assert done.stderr.count("terra-cx: still") == 1
     assert "Python is at" in done.stderr
     assert report["regions"]["co_executed"] > 10
 

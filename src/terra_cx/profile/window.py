@@ -31,6 +31,8 @@ __all__ = ["MOST_EVENTS", "WindowRecorder", "clock", "wait_of"]
 
 MOST_EVENTS = 60_000
 """Notes of one window; a window that reaches them ends."""
+_NOTED = 6
+"""Items of a note of an op."""
 _MARKS = 5
 
 clock = time.perf_counter_ns
@@ -70,7 +72,8 @@ class WindowRecorder:
         self._owner = threading.get_ident()
         self._owner_taps, self._runner_taps = Taps(), Taps()
         self._tapped: set[int] = set()
-        self._ops: list[tuple[int, int, Any, int, int, int]] = []
+        self._ops: list[Any] = []
+        """`_NOTED` items an op, one behind the other: tuples that are kept call up the garbage collector."""
         self._elided: list[tuple[int, int, str, str, int, int]] = []
         self._answered: Any = None
         """The call that the elider has just answered."""
@@ -90,7 +93,7 @@ class WindowRecorder:
     @property
     def events(self) -> int:
         """How many were noted so far."""
-        return len(self._ops) + len(self._elided) + len(self._runs) + len(self.window.waits)
+        return len(self._ops) // _NOTED + len(self._elided) + len(self._runs) + len(self.window.waits)
 
     # -- life ----------------------------------------------------------------------------------------------------
     def open(self) -> None:
@@ -133,7 +136,7 @@ class WindowRecorder:
             taps.put(skeleton.elider, "call", lambda real: self._around_call(skeleton, real))
             taps.put(skeleton.elider, "_elided", self._around_elided)
         if skeleton.functions is not None:
-            taps.put(skeleton.functions, "_elided", lambda real: self._around_function(skeleton, real))
+            taps.put(skeleton.functions, "answered", lambda real: self._around_function(skeleton, real))
         self._conductor.boundary.use(skeleton)
 
     def close(self) -> None:
@@ -184,7 +187,7 @@ class WindowRecorder:
 
     # -- owner thread --------------------------------------------------------------------------------------------
     def _around_op(self, skeleton: Skeleton, real: Callable[..., Any]) -> Callable[..., Any]:
-        note, owner, ident = self._ops.append, self._owner, threading.get_ident
+        note, owner, ident = self._ops.extend, self._owner, threading.get_ident
 
         def tapped(*args: Any) -> Any:
             start = clock()
@@ -228,10 +231,10 @@ class WindowRecorder:
         """Of a function of TensorFlow's that was elided."""
         note = self._elided.append
 
-        def tapped(known: Any, leaves: Any) -> Any:
+        def tapped(known: Any, *args: Any) -> Any:
             start = clock()
-            answer = real(known, leaves)
-            if answer is not None:
+            answer = real(known, *args)
+            if type(answer) is list:
                 line = known.steps[0].node.line
                 note((start, clock(), known.function.name, line, skeleton.position(), skeleton.log.number))
             return answer
@@ -303,7 +306,8 @@ class WindowRecorder:
             Op(start, end, name, line, elided=True, region=region, position=position)
             for start, end, name, line, position, region in self._elided
         ]
-        for start, end, block, pos, first, region in self._ops:
+        notes = iter(self._ops)
+        for start, end, block, pos, first, region in zip(*[notes] * _NOTED, strict=True):
             if not pos:
                 continue  # it raised in Python's hands, or diverged
             node = block.steps[pos - 1].node

@@ -76,7 +76,7 @@ class FunctionElider:
         if place is None:
             place = step.calls[function] = _Place()
         for known in place.known:
-            answer = self._answered(known, run, args, kwargs, around)
+            answer = self.answered(known, run, args, kwargs, around)
             if type(answer) is list:
                 return answer[0]
             if skeleton.step is not step:  # a signal handler has issued ops, or the run was handed over
@@ -87,7 +87,7 @@ class FunctionElider:
             return function.own(*args, **kwargs)
         return self._run(function, place, None, args, kwargs, around)
 
-    def _answered(
+    def answered(
         self, known: FunctionCall, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], around: Any
     ) -> Any:
         """As the code of a known call (`run.call_code.Answer`) says."""

@@ -59,7 +59,8 @@ class GraphRunner:
     Args:
         capacity: how many runs may be queued.
         watchdog: seconds after which a wait is told.
-        on_stall: told of it.
+        on_stall: told of it, but not that the graph runner itself has nothing to do: Python may be busy with other
+            things, or all runs fly.
         level: the name of the level at which blocks are to run, or ``auto`` (`terra_cx.levels`).
     """
 
@@ -67,7 +68,7 @@ class GraphRunner:
         self, capacity: int, watchdog: float, on_stall: Callable[[str], None], level: str = "exact"
     ) -> None:
         self.leveling = Leveling(level)
-        self.path: Channel[BlockRun] = Channel("path", capacity, watchdog, on_stall)
+        self.path: Channel[BlockRun] = Channel("path", capacity, watchdog, self._sends_late)
         self.watchdog = watchdog
         self.stalled = on_stall
         self.statistics = RunnerStatistics()
@@ -111,6 +112,11 @@ class GraphRunner:
         """Do something with a run that may be in flight; True if it is done, another thread's doing perhaps."""
         with Uninterrupted() if self.handlers else _INTERRUPTED, self._executing:
             return run.state > State.SENT or self._as_guest(lambda: do(run))
+
+    def _sends_late(self, where: str) -> None:
+        """Somebody waits long at the channel: told if it is not the graph runner, which has nothing to do then."""
+        if not self.is_current_thread():
+            self.stalled(where)
 
     def is_current_thread(self) -> bool:
         """Whether the caller runs on the runner's thread, or on one that is executing runs in its place."""
