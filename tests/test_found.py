@@ -291,3 +291,27 @@ def test_a_variables_read_diverges_in_front_of_the_op_that_is_given_the_variable
     assert report["regions"]["co_executed"] >= 20
     # Mostly "new-op"; where blocks were cut elsewhere, because the machine was busy while they were traced, another.
     assert report["fallbacks"]
+
+
+def test_a_source_of_a_gradient_may_have_other_sizes_when_nothing_was_computed_from_it():
+    """By random programs: the gradient was the same for all sizes, and a batch of 4 rows passed for one of 2."""
+
+    def program(see):
+        rng = np.random.default_rng(7)
+        u, v = (tf.Variable(rng.normal(size=(3, 3)).astype("float32")) for _ in range(2))
+        kept = [tf.eye(3)]
+        for _ in range(40):
+            x = tf.constant(rng.normal(size=(int(rng.choice([2, 3, 4])), 3)).astype("float32"))
+            u.assign(tf.map_fn(tf.tanh, u))
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                kept.append(tf.nn.dropout(u, 0.5) * 0.5)
+                del kept[:-3]
+                loss = tf.constant(float(v[0, 0])) * 0.5 + tf.reduce_mean(u @ v)
+            gradient = tape.gradient(loss, [u, v, x])
+            u.assign_sub(0.05 * tf.tanh(gradient[0]))
+            see(tf.random.uniform(tf.shape(x), seed=3) * tf.tanh(x))
+            u.assign_sub(0.01 * tf.tanh(u @ v))
+        return [u, v, *kept]
+
+    both_ways(program)

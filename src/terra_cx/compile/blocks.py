@@ -17,7 +17,7 @@ import numpy as np
 
 from terra_cx.levels import Level
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, grouped, lasting_attrs
-from terra_cx.tf.slots import Spec
+from terra_cx.tf.slots import Spec, fits
 from terra_cx.trace.keys import freeze
 from terra_cx.trace.rules import Need, Rule
 from terra_cx.trace.tracegraph import Node, TraceGraph
@@ -29,9 +29,12 @@ MAX_BLOCK = 3000
 
 # Codes of argument checks, in the order in which the skeleton tests them.
 LOCAL, PARAM, KNOWN, CONST, RESOURCE, FEED, LIST, HELD, ANY = range(9)
+AGAIN = 2
+"""Instead of whether it is a parameter's first use: a further one, whose shape is checked too."""
 Check = tuple[Any, ...]
-"""(LOCAL, flat output) | (PARAM, number, first use, dtype, shape, raw type) | (KNOWN, tensor, raw) | (CONST, value) |
-(RESOURCE, tensor) | (FEED, number, dtype, raw type) | (LIST, (checks...)) | (HELD, dtype, type) | (ANY, dtype)"""
+"""(LOCAL, flat output) | (PARAM, number, first use or AGAIN, dtype, shape, raw type) | (KNOWN, tensor, raw) |
+(CONST, value) | (RESOURCE, tensor) | (FEED, number, dtype, raw type) | (LIST, (checks...)) | (HELD, dtype, type) |
+(ANY, dtype)"""
 
 
 @dataclass(slots=True)
@@ -239,7 +242,7 @@ class _Builder:
         elif need is Need.SHARED:
             known = self.arguments.get(rule.share) if rule.share is not None and rule.turn == 0 else None
             if known is not None:
-                return known[0], _again(known[1])
+                return known[0], _again(known[1], spec)
             key = ("ext", *(rule.share or use), rule.turn)
         elif need in (Need.EXTERNAL, Need.TENSOR):
             key = ("own", use)
@@ -259,7 +262,8 @@ class _Builder:
         assert spec is not None
         number, first = self.param(key, spec, rule)
         raw = rule.raw if isinstance(rule.raw, type) or rule.raw is None else type(rule.raw)
-        return ("p", number), (PARAM, number, first, spec.dtype, spec.shape, raw)
+        check = (PARAM, number, True, spec.dtype, self.block.params[number].shape, raw)
+        return ("p", number), check if first else _again(check, spec)
 
     # -- nodes ---------------------------------------------------------------------------------------------------
     def add(self, node: Node) -> None:
@@ -442,9 +446,18 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, (float, complex, np.ndarray, np.generic))
 
 
-def _again(check: Check) -> Check:
-    """The check for a further use of the same argument."""
-    return (PARAM, check[1], False, *check[3:]) if check[0] == PARAM else check
+def _again(check: Check, spec: Spec | None) -> Check:
+    """The check for a further use of the same argument, by an op that takes it with ``spec``.
+
+    What the first use admits may be wider (a gradient takes a source of any shape if nothing was computed from it), or
+    of another branch; then the shape is checked again.
+    """
+    if check[0] != PARAM:
+        return check
+    shape = check[4]
+    if spec is None or spec.shape is None or (shape is not None and fits(spec.shape, shape)):
+        return (PARAM, check[1], False, *check[3:])
+    return (PARAM, check[1], AGAIN, spec.dtype, spec.shape, check[5])
 
 
 def _nest(checks: list[Check], layout: tuple[int, ...]) -> list[Check]:

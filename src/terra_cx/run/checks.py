@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from terra_cx.compile.blocks import (
+    AGAIN,
     ANY,
     CONST,
     FEED,
@@ -40,9 +41,11 @@ def admits(run: Any, check: Check, arg: Any) -> bool:
     if code == LOCAL:
         return type(arg) is Placeholder and arg._slot is run.slots[check[1]]
     if code == PARAM:
-        if not check[2]:
+        if check[2] is not True:
             bound = run.params[check[1]]
-            return arg is bound or (type(arg) is Placeholder and arg._slot is bound)
+            if arg is not bound and (type(arg) is not Placeholder or arg._slot is not bound):
+                return False
+            return check[2] != AGAIN or arg._shape_tuple() == check[4] or _fits(check[4], arg._shape_tuple())
         if type(arg) is Placeholder:
             slot = arg._slot
             if slot.run is run or slot.spec.dtype != check[3]:

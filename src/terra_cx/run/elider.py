@@ -276,7 +276,7 @@ class Elider:
         if source[0] in ("arg", "array"):
             stretch.given.append((check, source[1], source[2] if len(source) > 2 else None))
         elif source[0] == "fixed":
-            if code == FEED or (code == PARAM and check[2]):
+            if code == FEED or (code == PARAM and check[2] is True):
                 stretch.fixed.append((check, source[1]))
             return bool(code != LOCAL)
         elif code == PARAM:

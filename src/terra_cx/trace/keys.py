@@ -155,8 +155,9 @@ def _folded(path: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _form(call: Call, relaxed: bool) -> Any:
-    if call.kind is Kind.GRADIENT:
-        return tuple((inner.op, *(spec.key() for spec in inner.outputs)) for inner in call.inner)
+    if call.kind is Kind.GRADIENT:  # sources that nothing was computed from are in no op
+        given = tuple(None if spec is None else spec.key() for spec in call.input_specs)
+        return given, tuple((inner.op, *(spec.key() for spec in inner.outputs)) for inner in call.inner)
     free = call.kind in (Kind.OWNER, Kind.SOURCE)
     told = _rank if relaxed else Spec.key
     return (
