@@ -81,7 +81,7 @@ class _Text:
         return _compiled(source)(*self._constants)
 
 
-@functools.cache
+@functools.lru_cache(1024)  # a program whose calls have ever new shapes must not fill the memory
 def _compiled(source: str) -> Callable[..., Answer]:
     names: dict[str, Any] = {}
     exec(compile(source, "<terra-cx: a known call>", "exec", dont_inherit=True), globals(), names)
