@@ -182,7 +182,7 @@ PROGRAMS = {
     Reason.NATIVE_EFFECT: (loop(seeds_in_the_step), {}),
     Reason.UNSETTLED: (loop(a_new_variable), {}),
     Reason.DIVERGES: (loop(steps_that_never_repeat, 110), {}),
-    Reason.DOES_NOT_PAY: (loop(plain, 200), {"patch": eager_is_fast, "settings": {"pace": "measured"}}),
+    Reason.DOES_NOT_PAY: (loop(plain, 600), {"patch": eager_is_fast, "settings": {"pace": "measured"}}),
     Reason.GRAPH_TOO_LARGE: (loop(plain), {"settings": {"max_nodes": 3}}),
     Reason.LEVEL_DIFFERS: (loop(plain), {"patch": levels_are_wrong, "settings": {"level": "graph"}}),
     Reason.LEVEL_NOT_COMPILED: (
