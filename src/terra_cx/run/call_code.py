@@ -46,12 +46,12 @@ _IN_TEXT = (  # names of this module in the text, which a linter does not see
 _new = object.__new__
 
 
-def answering(call: FunctionCall, steps: Sequence[Step]) -> Answer:
-    """The code for a call among the steps of a block."""
+def answering(call: FunctionCall, steps: Sequence[Step], first: int) -> Answer:
+    """The code for a call whose ops are the steps of a block from number ``first`` on."""
     text = _Text()
     _match(text, call)
     _check(text, call)
-    _commit(text, call, steps)
+    _commit(text, call, steps, first)
     return text.made()
 
 
@@ -140,16 +140,16 @@ def _admits(text: _Text, check: Check, arg: str) -> str:
     return f"admits(run, {text.const(check)}, {arg})"
 
 
-def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step]) -> None:
+def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) -> None:
     """Make its slots and what it returns, step on."""
-    first = next(number for number, step in enumerate(steps) if step is call.steps[0])
     slots = _slots(call)
     for flat_output, spec in slots.items():
         index, slot = text.const(flat_output), f"s{flat_output - call.steps[0].base}"
         text.add(  # `Slot(spec, run, index)` without the call
-            f"slots[{index}] = {slot} = _new(Slot)",
+            f"{slot} = _new(Slot)",
             f"{slot}.spec, {slot}.run, {slot}.index = {text.const(spec)}, run, {index}",
             f"{slot}.value = {slot}.pending = {slot}.error = {slot}.uid = None",
+            f"slots[{index}] = {slot}",
         )
     needed = [step for step in call.steps if step.needed]
     if needed:

@@ -148,11 +148,11 @@ class Elisions:
 
 def to_be_compared(runs: int) -> bool:
     """Whether a call that has been elided so often is to be compared: at 0, 1, 2, 4, ... and then at every so many."""
-    return (runs & (runs - 1)) == 0 if runs < _EVERY else runs % _EVERY == 0
+    return not runs or runs == next_comparison(runs)
 
 
 def next_comparison(runs: int) -> int:
-    """The number of runs, this one or the next, at which a call is to be compared."""
+    """The number of runs, this one (if it is not 0) or a later one, at which a call is to be compared."""
     return 1 << (runs - 1).bit_length() if runs < _EVERY else -(-runs // _EVERY) * _EVERY
 
 

@@ -69,8 +69,10 @@ class FunctionElider:
         """One call, elided or run."""
         skeleton = self._skeleton
         step, run = skeleton.step, skeleton.run
+        if step is None or self._inside or (skeleton.scoped and skeleton.placed()):
+            return function.own(*args, **kwargs)
         around = native.surroundings()
-        if step is None or self._inside or not around[0] or (skeleton.scoped and skeleton.placed()):
+        if not around[0]:
             return function.own(*args, **kwargs)
         place = step.calls.get(function)
         if place is None:
@@ -95,7 +97,7 @@ class FunctionElider:
         events, before = len(skeleton.log.events), run.pos
         try:
             if known.built != skeleton.graph.built:  # gradients may refer to other outputs than before
-                known.answer, known.built = answering(known, run.block.steps), skeleton.graph.built
+                known.answer, known.built = answering(known, run.block.steps, before), skeleton.graph.built
             answer = known.answer(skeleton, run, args, kwargs, around)
         except Frozen:
             del skeleton.log.events[events:]
