@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import tensorflow as tf
 from truth import both_ways
 
 from terra_cx.compile.blocks import Block
-from terra_cx.run import handover, in_flight
+from terra_cx.run import graph_runner, handover, in_flight
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.run.graph_runner import GraphRunner
 
@@ -31,6 +32,7 @@ def sent():
 @pytest.fixture
 def runner():
     made = GraphRunner(8, 60.0, lambda text: None)
+    made.start()
     yield made
     made.close()
 
@@ -173,6 +175,41 @@ def test_a_run_is_executed_once_whoever_is_first(runner, monkeypatch):
     owner.join(20)
     assert [run for run, _ in executed] == [first, second]
     assert executed[0][1] != executed[1][1]
+
+
+def test_the_first_run_comes_from_two_threads_at_once(monkeypatch):
+    """There is one graph runner, however many hand over the first run: two would execute runs in any order."""
+    senders, both = [], threading.Event()
+
+    def send(self, run):
+        senders.append(threading.get_ident())
+        if len(set(senders)) == 2:
+            both.set()
+        return own(self, run)
+
+    class Made(threading.Thread):
+        def __init__(self, *args, **kwargs):
+            if senders and kwargs.get("name") == "terra-cx graph runner":
+                assert both.wait(20)  # the other thread is at the same place by then
+            super().__init__(*args, **kwargs)
+
+    def program(see):
+        w = tf.Variable(tf.eye(3))
+        with futures.ThreadPoolExecutor(1) as pool:
+            for number in range(30):
+                loss = tf.reduce_sum(w * float(number))
+                waiting = pool.submit(float, loss)
+                w.assign_add(w * 0.01)
+                see(waiting.result())
+        runners.append(sum(thread.name == "terra-cx graph runner" for thread in threading.enumerate()))
+        return w
+
+    own, runners = GraphRunner.send, []
+    monkeypatch.setattr(GraphRunner, "send", send)
+    monkeypatch.setattr(graph_runner.threading, "Thread", Made)
+    both_ways(program, co_executed=10)
+    assert runners == [0, 1]
+    assert both.is_set()
 
 
 def test_meanwhile_the_thread_counts_as_the_runners(runner, monkeypatch):

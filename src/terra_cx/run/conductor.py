@@ -177,6 +177,7 @@ class Conductor:
             self.handover.take_turns(manner is Manner.TURNS)
             self.runner.handlers = has_handlers()
             skeleton = self._skeleton(anchor)
+            self.runner.start()
             self.switch.shorten()
             self.skeleton = skeleton
             skeleton.begin()

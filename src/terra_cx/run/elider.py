@@ -165,6 +165,7 @@ class Elider:
     def _elided(self, call: LibraryCall, leaves: list[Any]) -> list[Any] | None:
         """Commit the call's ops; its result in a list, None if that cannot be done."""
         skeleton = self._skeleton
+        events = len(skeleton.log.events)
         skeleton.busy = True
         try:
             plan = self._plan(call, leaves)
@@ -176,6 +177,7 @@ class Elider:
             skeleton.paused(call.pauses)
             self._commit(call, plan, made)
         except Frozen:
+            del skeleton.log.events[events:]
             skeleton.dispatch()
             return None
         finally:

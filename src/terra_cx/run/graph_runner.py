@@ -87,10 +87,23 @@ class GraphRunner:
         self._in_flight = InFlight(self._landed)
 
     # -- other threads -------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Start the thread, if it is not running; the owner thread does, before it has anything to hand over.
+
+        (Once `send` did: the owner's first and another thread's came together, and two threads took runs out of the
+        channel and executed them in whichever order they got the lock.)
+
+        Raises:
+            RuntimeError: the system has no more threads to give.
+        """
+        if self._thread is None:
+            thread = threading.Thread(target=self._main, name="terra-cx graph runner", daemon=False)
+            with Uninterrupted():
+                thread.start()
+                self._thread = thread
+
     def send(self, run: BlockRun) -> None:
         """Hand a run over; blocks while too many are queued."""
-        if self._thread is None:
-            self._start()
         self.path.send(run)
 
     def could_launch(self, run: BlockRun) -> bool:
@@ -145,10 +158,6 @@ class GraphRunner:
             return do()
         finally:
             self._guests.discard(me)
-
-    def _start(self) -> None:
-        self._thread = threading.Thread(target=self._main, name="terra-cx graph runner", daemon=False)
-        self._thread.start()
 
     def close(self) -> None:
         """Execute what is queued, then end the thread and wait for it."""

@@ -92,8 +92,9 @@ class Slot:
         value = self.value
         if value is not None:
             return value
-        if self.error is None and self.run is not None:
-            self.run.fetch(self)
+        run = self.run  # which another thread may let go of, once the slot is filled
+        if self.error is None and run is not None:
+            run.fetch(self)
         if self.value is None:
             if self.error is None:
                 raise RuntimeError("terra-cx: a slot was judged dead and then read; please report this")
