@@ -11,6 +11,7 @@ session is another object than the same function taken after.)
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType
@@ -129,8 +130,22 @@ def _is_wrapper(function: Any) -> bool:
 
 def _asking(boundary: Boundary, function: Function, code: CodeType) -> CodeType:
     """Code that asks the handler in charge, and fits a function that had ``code``."""
-    first, given = ("first, ", "(first, *args)") if code.co_argcount else ("", "args")
-    free = ", ".join(code.co_freevars)
+    hook = _hook(bool(code.co_argcount), code.co_freevars)
+    meant = {"<boundary>": boundary, "<function>": function}
+    return hook.replace(
+        co_consts=tuple(meant.get(const, const) for const in hook.co_consts),
+        co_filename=code.co_filename,
+        co_name=code.co_name,
+        co_qualname=code.co_qualname,
+        co_firstlineno=code.co_firstlineno,
+    )
+
+
+@functools.cache  # the hundreds of functions have a handful of forms
+def _hook(has_first: bool, free_variables: tuple[str, ...]) -> CodeType:
+    """The code of all functions with a named first argument, or without, and with the same free variables."""
+    first, given = ("first, ", "(first, *args)") if has_first else ("", "args")
+    free = ", ".join(free_variables)
     # The two strings are exchanged for what they name. What stands behind the return never runs, but makes the code
     # have the free variables that the function has cells for.
     source = (
@@ -141,12 +156,6 @@ def _asking(boundary: Boundary, function: Function, code: CodeType) -> CodeType:
         f" return hook\n"
     )
     names: dict[str, Any] = {}
-    exec(compile(source, code.co_filename, "exec", dont_inherit=True), names)
-    hook: CodeType = names["make"](*(None for _ in code.co_freevars)).__code__
-    meant = {"<boundary>": boundary, "<function>": function}
-    return hook.replace(
-        co_consts=tuple(meant.get(const, const) for const in hook.co_consts),
-        co_name=code.co_name,
-        co_qualname=code.co_qualname,
-        co_firstlineno=code.co_firstlineno,
-    )
+    exec(compile(source, "<terra-cx: a function that asks>", "exec", dont_inherit=True), names)
+    hook: CodeType = names["make"](*(None for _ in free_variables)).__code__
+    return hook

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import gc
 from collections.abc import Callable
 
@@ -36,6 +37,7 @@ def put_probe(probe: Callable[[int], None]) -> None:
     setattr(builtins, PROBE, probe)
 
 
+@functools.cache  # the copies stay, and to find them all objects are looked through
 def keep_until_exit() -> None:
     """Make the names survive the end of the interpreter, where the last finalisers still meet them.
 

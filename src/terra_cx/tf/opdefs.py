@@ -93,9 +93,11 @@ _DRAWS = frozenset(
 _SOURCES = frozenset({"IteratorGetNext", "IteratorGetNextSync", "IteratorGetNextAsOptional"})
 COUNTS = frozenset({"N", "num", "num_split"})
 """Attributes that say how many tensors an op takes or gives."""
-_PASSED_ON = {Kind.DRAW: frozenset({"seed", "seed2"}), Kind.OWNER: frozenset({"token"}) | COUNTS}
-"""Attributes that change on every call and are passed on as they come: a draw's seeds when only the global seed is set,
-the number under which a host callback is registered, how many tensors there are."""
+_SEEDS = frozenset({"seed", "seed2"})
+_PASSED_ON = {Kind.DRAW: _SEEDS, Kind.OWNER: _SEEDS | {"token"} | COUNTS}
+"""Attributes that change on every call and are passed on as they come: seeds when only the global seed is set (of a
+draw, or of one that the owner makes, because it is given tensors), the number under which a host callback is
+registered, how many tensors there are."""
 
 SHAPE_OPS = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 """Ops whose result follows from the static shape of their inputs."""
