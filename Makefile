@@ -41,7 +41,7 @@ test: $(INSTALLED) ## run the tests, two at a time
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 fuzz: $(INSTALLED) ## random programs, eager and co-executed: 10,000, or PROGRAMS=n; Ctrl-C at 500 places, or PLACES=n
-	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz $(UNHURRIED) $(ARGS)
+	FUZZ_PROGRAMS=$(or $(PROGRAMS),10000) $(BIN)/python -m pytest tests/fuzz -s $(UNHURRIED) $(ARGS)
 	FUZZ_PLACES=$(or $(PLACES),500) $(BIN)/python -m pytest tests/run/test_faults.py -k any_moment $(UNHURRIED) $(ARGS)
 
 # TensorFlow Graphics asks for packages that exist for no Python of ours (OpenEXR, tensorflow-addons); its tests do not.

@@ -345,7 +345,8 @@ class _Writer:
                 self.line(indent, "wanted = dense.trainable_variables + net.trainable_variables")
                 self.line(indent, f"{found}k = {tape}.gradient({loss}, wanted)")
                 self.line(indent, f"pairs = [pair for pair in zip({found}k, wanted) if pair[0] is not None]")
-                self.line(indent, "optimizer.apply_gradients(pairs)")
+                self.line(indent, "if pairs:  # else it raises, and the program ends in its first step")
+                self.line(indent + 1, "optimizer.apply_gradients(pairs)")
                 if not persistent:
                     continue
             if target != loss:

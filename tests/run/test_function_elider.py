@@ -434,6 +434,20 @@ def test_a_debugger_sees_all_frames():
     assert shortened(both_ways(program)) > 10
 
 
+@pytest.mark.parametrize("every", [2, 3, 5])
+def test_a_call_of_another_kind_is_compared_with_none(every):
+    """Now and then a variable is passed where a tensor was: that call is read first, and its comparison no mismatch."""
+
+    def step(x, state, late):
+        state["turn"] = state.get("turn", 0) + 1
+        square = tf.square(x)
+        held = state["b"] if state["turn"] % every == 0 else state.get("held", x)
+        state["held"] = tf.tanh(held)
+        return square + tf.reduce_sum(state["held"])
+
+    compare(step)
+
+
 def test_a_difference_is_found_and_told(monkeypatch, capsys):
     """A private function is patched, which nothing but a comparison can see."""
     from tensorflow.python.ops import gen_math_ops, math_ops

@@ -278,9 +278,10 @@ class _Builder:
         call, block = node.call, self.block
         sources: list[tuple[Any, ...]] = []
         checks: list[Check] = []
+        free = node.kind in (Kind.OWNER, Kind.SOURCE)  # takes whatever it is given
         if node.kind is Kind.DERIVED:
             checks = [_held(call.op, rule) for rule in node.rules]
-        elif node.kind not in (Kind.OWNER, Kind.SOURCE):
+        elif not free:
             for index, rule in enumerate(node.rules):
                 source, check = self.source(rule, (node, index))
                 self.arguments[node, index] = source, check
@@ -295,7 +296,7 @@ class _Builder:
             for out, spec in enumerate(specs):
                 number, _ = self.param(("draw", node, out), spec, None)
                 block.draws[base + out] = number
-        self._step(node, call, tuple(_nest(checks, call.layout)) if checks else (), base, specs, first_op)
+        self._step(node, call, () if free else tuple(_nest(checks, call.layout)), base, specs, first_op)
         if node.kind is Kind.KNOWN:
             block.steps[-1].values = call.values
         if node.kind is Kind.DERIVED:

@@ -26,7 +26,7 @@ _BY_REASON: Mapping[str, str] = {
     Reason.NEW_ATTRIBUTES: "a handful of kinds is fine, each is learned once",
     Reason.NEW_SHAPE: "use masks of fixed shape, or take the part whose shapes depend on data out of the step",
     Reason.NEW_GRADIENT: "open the tape for less, so that it sees fewer combinations",
-    Reason.TAPE_QUERY: "if the count keeps growing, let the body of the tf.function be plain Python",
+    Reason.TAPE_QUERY: "none is needed; to have gradients elided, call the tf.function before the tape is opened",
     Reason.INTERNAL_ERROR: "please report it, with the message on standard error",
     Reason.DEVICE_SCOPE: "leave `tf.device` out where the default device is meant",
     Reason.USER_GRADIENT: "nothing is needed; a gradient without code of your own would be one piece, and faster",

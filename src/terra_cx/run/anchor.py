@@ -30,6 +30,10 @@ _WINDOW = 20
 _PATIENCE = 60
 """Regions before an anchor that keeps diverging is given up: a program with ten ways through its step needs some thirty
 to go each of them once."""
+_MOST_AT_TAPES = 8
+"""Regions in a row that diverged at a tape, after which its gradients are taken op by op: one that is asked about
+tensors whose shape only their values tell, or by a `tf.function`, can be known in no other way."""
+_AT_TAPES = frozenset({Reason.NEW_GRADIENT, Reason.TAPE_QUERY})
 NEW_SIZES = 256
 """Regions at sizes that no region had before which do not count where the pace is chosen."""
 _DIFFERENCES = 8
@@ -117,6 +121,8 @@ class ActiveAnchor:
     co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
     new_sizes: int = 0
     """Regions so far that had sizes which none before had."""
+    _at_tapes: int = 0
+    """Regions in a row that diverged at a tape."""
     _patience: int = _PATIENCE
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _blocks: dict[Node, Block] = field(default_factory=dict)
@@ -218,6 +224,10 @@ class ActiveAnchor:
         self._recent.append(whole)
         if whole:
             self.co_times.append(seconds)
+            self._at_tapes = 0
+        elif self._at_tapes >= _MOST_AT_TAPES and self._can_go_live():
+            self.go_live(Reason.UNSETTLED, f"{self._at_tapes} steps in a row diverged at their tape")
+            return
         tried = self.regions["co_executed"] + self.regions["diverged"]
         if tried >= self._patience and sum(self._recent) < _WINDOW // 2:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
@@ -270,6 +280,7 @@ class ActiveAnchor:
 
     def fell_back(self, reason: Reason, line: str, detail: str | Difference) -> Fallback:
         """Count a fallback."""
+        self._at_tapes = self._at_tapes + 1 if reason in _AT_TAPES else 0
         found = self.fallbacks.get((reason, line))
         if found is None:
             found = self.fallbacks[reason, line] = Fallback(reason, line, str(detail))

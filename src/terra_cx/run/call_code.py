@@ -111,8 +111,6 @@ def _match(text: _Text, call: FunctionCall) -> None:
     for number, earlier in call.again:
         text.unless(f"is_same(a{number}, a{earlier})")
     text.unless(f"around == {text.const(call.ambient)}")
-    known = text.const(call)
-    text.add(f"if {known}.runs == {known}.due: return DUE")
 
 
 def _check(text: _Text, call: FunctionCall) -> None:
@@ -131,6 +129,8 @@ def _check(text: _Text, call: FunctionCall) -> None:
         text.unless(" and ".join(["c is not None", *(_admits(text, check, "c") for check in checks)]))
     for check, value in call.fixed:
         text.unless(_admits(text, check, text.const(value)))
+    known = text.const(call)  # not before: a call that is of another kind is compared with none of these
+    text.add(f"if {known}.runs == {known}.due: return DUE")
 
 
 def _admits(text: _Text, check: Check, arg: str) -> str:

@@ -117,7 +117,7 @@ def _is_known(check: Check, arg: Any) -> bool:
 def _as_fed(value: Any, dtype: int) -> Any:
     """A raw argument as the tensor that eager would make of it, None if that cannot be told."""
     try:
-        if isinstance(value, (np.ndarray, list, tuple)):
+        if isinstance(value, np.ndarray):
             return native.as_tensor(value)
         return native.as_tensor(value, native.dtype_of(dtype))
     except (TypeError, ValueError):
