@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("mlp", "keras_mlp", "dropblock", "dcgan", "resnet50", "faster_rcnn", "gpt2")
 """The others take longer than these together: `make check` has them all."""
-STEPS = 40
+STEPS = 24
 
 
 def run(program, *options):

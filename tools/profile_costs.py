@@ -3,8 +3,7 @@
 The four alternate in short turns, so that whatever else the machine does falls on all of them alike. Printed are
 medians of the step times, and of the CPU time of all threads in a step, with how much more they are than without.
 
-Then what a profile costs a run: as many steps as there are to each of the three windows of a run of 6,000 (fewer if
-they are long), without a profile, and with one that opens, fills and closes a window in them.
+Then what a profile costs a whole run of 6,000 steps (600 if they are long), from its first step on.
 """
 
 import argparse
@@ -95,21 +94,22 @@ def turn(session, profiler, mode):
     return profiler, mode
 
 
-def whole(step, steps, rounds, read_every):
-    """Seconds and CPU seconds of so many steps, without a profile, and with one that looks at a window of them."""
+def whole(make, steps, rounds, read_every):
+    """Seconds and CPU seconds of runs of so many steps, without a profile, and with one; each learns its step anew."""
     used = {"off": [], "on": []}
-    with terra_cx.co_execute(pace="overlapped") as session:
-        for turn in range(-1, 2 * rounds):
-            mode = ("off", "on", "on", "off")[turn % 4]
-            profiler = Profiler(session.user, Plan(first_seconds=Plan().seconds)) if mode == "on" else None
-            if profiler is not None:
-                profiler.attach(session.conductor)
+    for turn in range(-1, 2 * rounds):
+        mode = ("off", "on", "on", "off")[turn % 4]
+        step, profiler = make(), None
+        with terra_cx.co_execute(quiet=True) as session:
             start, cpu = time.perf_counter(), time.process_time()
             for number in range(steps if turn >= 0 else 200):
                 terra_cx.region()
                 loss = step()
                 if number % read_every == 0:
                     float(loss)
+                if mode == "on" and profiler is None and session.conductor is not None:
+                    profiler = Profiler(session.user)
+                    profiler.attach(session.conductor)
             if turn >= 0:
                 used[mode].append((time.perf_counter() - start, time.process_time() - cpu))
             if profiler is not None:
@@ -121,7 +121,7 @@ def whole(step, steps, rounds, read_every):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, help="turns of each kind of the first part")
-    parser.add_argument("--runs", type=int, default=8, help="pairs of turns of the second part")
+    parser.add_argument("--runs", type=int, default=8, help="pairs of runs of the second part")
     args = parser.parse_args()
     small = partial(perceptron, 64, 128, 32)
     large = partial(perceptron, 512, 1024, 256)  # whose kernels take a few milliseconds: bound by the graph
@@ -142,16 +142,16 @@ def main():
             )
             print(f"{name:20} {what:5} {text}", flush=True)
     for name, make, steps, read_every in (
-        ("raw", small, 2000, 10),
-        ("keras", keras_step, 2000, 10),
-        ("big", large, 400, 1),
+        ("raw", small, 6000, 10),
+        ("keras", keras_step, 6000, 10),
+        ("big", large, 600, 1),
     ):
-        used = whole(make(), steps, args.runs, read_every)
+        used = whole(make, steps, args.runs, read_every)
         for what, index in (("wall", 0), ("CPU", 1)):
             off, on = (statistics.median(turn[index] for turn in used[mode]) for mode in ("off", "on"))
             ratios = sorted(b[index] / a[index] for a, b in zip(used["off"], used["on"], strict=True))
             print(
-                f"{name:20} {what:5} {steps} steps {off:.2f} s, with a window {on:.2f} s "
+                f"{name:20} {what:5} {steps} steps {off:.2f} s, with a profile {on:.2f} s "
                 f"({100 * (on / off - 1):+.1f} %); by pairs {100 * (statistics.median(ratios) - 1):+.1f} %",
                 flush=True,
             )

@@ -357,6 +357,37 @@ def test_processes(tmp_path):
     assert warm["regions"]["co_executed"] >= 37
 
 
+def test_a_run_that_is_killed_has_saved_what_it_knew(tmp_path):
+    script = SCRIPT.replace("range(40)", "range(110)").replace("import numpy", "import os, sys, numpy")
+    killed = (
+        "    if step == 100 and sys.argv[1:]:\n        os.kill(os.getpid(), 9)\n    with tf.GradientTape()"
+    )
+    (tmp_path / "script.py").write_text(script.replace("    with tf.GradientTape()", killed))
+    command = [
+        sys.executable,
+        "-m",
+        "terra_cx",
+        "run",
+        "--cache",
+        "cache",
+        "--report",
+        "report.json",
+        "script.py",
+    ]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    first = subprocess.run(
+        [*command, "kill"], cwd=tmp_path, env=environment, capture_output=True, timeout=100
+    )
+    assert first.returncode == -9
+    assert len(entries(tmp_path / "cache")) == 1
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["cache"]["loaded"] == 1
+    assert "known" in report["anchors"][0]["warm_start"]
+    assert report["regions"]["eager"] == 0
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("TERRA_CACHE", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,8 @@ from test_chrome_trace import check_trace, of
 
 import terra_cx
 from terra_cx.profile import profiler as profiling
-from terra_cx.profile.profiler import Plan
+from terra_cx.profile.events import CO_EXECUTED, Region, Window
+from terra_cx.profile.profiler import AnchorProfile, Plan
 from terra_cx.profile.window import WindowRecorder
 
 STEPS = 90
@@ -180,6 +181,32 @@ def test_a_profiler_of_the_programs_has_precedence(tmp_path, monkeypatch):
     assert list((tmp_path / "own").rglob("*.xplane.pb"))
     assert profile["problems"] == ["no device lanes: the program used TensorFlow's profiler itself"]
     assert profile["anchors"][0]["metrics"]["device"] is None
+
+
+def test_windows_are_opened_as_far_as_steps_afford_them(tmp_path, monkeypatch):
+    """The first always is; the next ones wait until all of them together are a small part of the steps' time."""
+    monkeypatch.setattr(
+        profiling,
+        "Plan",
+        lambda: Plan(first=4, times=2, steps=4, seconds=0.0, first_seconds=0.0, share=0.0, devices=False),
+    )
+    _, profile, _ = profiled(train, tmp_path)
+    assert profile["anchors"][0]["window"]["first"] == 4
+
+
+def test_what_windows_cost():
+    profile = AnchorProfile(anchor=None)
+    for _ in range(8):
+        profile.regions[CO_EXECUTED] += 1
+        profile.nanoseconds[CO_EXECUTED] += 100
+    window = Window("train.py:1", 4, regions=[Region(0, 150, CO_EXECUTED, n) for n in range(2)])
+    profile.regions[CO_EXECUTED] += 2
+    profile.nanoseconds[CO_EXECUTED] += 300
+    profile.charge(40)
+    profile.charge_slowness(window)
+    assert profile.cost == profile.last_cost == 40 + 2 * 50
+    assert not profile.affords(0.25)  # 280 of 1100
+    assert profile.affords(0.26)
 
 
 def test_functions_that_are_elided_count_for_their_lines(tmp_path, monkeypatch):

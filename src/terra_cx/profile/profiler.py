@@ -2,7 +2,8 @@
 
 Windows begin at growing distances and the last ones of each anchor are kept, so that a long run costs what a short one
 does, in time and in memory. The first comes early, for programs that have few steps; later ones not while the pace is
-being measured, which they would disturb.
+being measured, which they would disturb, and not before all windows together, and one more, are a small part of the
+time that the anchor's steps have taken: what a window costs is measured.
 
 A failure of ours is told in the profile and ends it; the program does not notice.
 """
@@ -61,6 +62,8 @@ class Plan:
     most_steps: int = 1000
     most_seconds: float = 5.0
     """Or when it has so many, or is so long."""
+    share: float = 0.04
+    """The part of the time of all steps that windows may cost."""
     devices: bool = True
     """Whether TensorFlow's profiler is asked what devices do."""
 
@@ -103,6 +106,27 @@ class AnchorProfile:
     windows: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT))
     next_at: int = 0
     """Co-executed regions after which the next window begins."""
+    cost: int = 0
+    """Nanoseconds that windows have taken from the program."""
+    last_cost: int = 0
+    """What of these the last one took."""
+
+    def charge(self, nanoseconds: int) -> None:
+        """Something was done for a window."""
+        self.cost += nanoseconds
+        self.last_cost += nanoseconds
+
+    def charge_slowness(self, window: Window) -> None:
+        """A window's steps are known: what they took longer than others did."""
+        inside = [step.end - step.start for step in window.steps()]
+        others = self.regions[CO_EXECUTED] - len(inside)
+        if others >= len(inside):  # else the others are the first ones, in which blocks were compiled
+            outside = (self.nanoseconds[CO_EXECUTED] - sum(inside)) // others
+            self.charge(max(0, sum(inside) - len(inside) * outside))
+
+    def affords(self, share: float) -> bool:
+        """Whether one more window such as the last would leave all of them within a part of the steps' time."""
+        return self.cost + self.last_cost <= share * sum(self.nanoseconds.values())
 
     def window(self) -> Window | None:
         """The window that metrics are taken of: the last with enough steps, else the one with most."""
@@ -210,7 +234,11 @@ class Profiler:
         profile = self.anchors.get(anchor.id)
         if profile is None:
             profile = self.anchors[anchor.id] = AnchorProfile(anchor, next_at=self.plan.first)
-        if self._turn_over(profile) or start - self._last_end > _CONTIGUOUS:
+        if self._turn_over(profile):
+            self._last_end = clock()
+            if self._window_anchor is not None:
+                self._window_anchor.charge(self._last_end - start)
+        elif start - self._last_end > _CONTIGUOUS:
             self._last_end = clock()
         start = self._last_end
         self._of = profile
@@ -247,13 +275,16 @@ class Profiler:
         done = anchor.regions[CO_EXECUTED]
         if anchor.stage is not Stage.CO or done < profile.next_at or len(self.anchors) > _MOST_ANCHORS:
             return False
-        return profile.next_at == self.plan.first or not (conductor.measures and anchor.pace.measuring)
+        if profile.next_at == self.plan.first:
+            return True
+        return profile.affords(self.plan.share) and not (conductor.measures and anchor.pace.measuring)
 
     def _begin_window(self, profile: AnchorProfile) -> None:
         conductor = self.conductor
         assert conductor is not None
         done = profile.anchor.regions[CO_EXECUTED]
         opened = WindowRecorder(conductor, profile.anchor.line, done, self._places)
+        profile.last_cost = 0
         while profile.next_at <= done:
             profile.next_at *= self.plan.times
         with Uninterrupted():
@@ -273,6 +304,7 @@ class Profiler:
         assert self._window_anchor is not None
         with Uninterrupted():
             window = done.finish()
+        self._window_anchor.charge_slowness(window)
         self._window_anchor.windows.append(_Kept(window, done.trace, done.marks, done.problem))
 
     def _begun(self, anchor: ActiveAnchor) -> None:
