@@ -10,6 +10,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Captured, Const, Ext, Known, Local, Resource
 from terra_cx.trace.rules import Need, Rule, rule_of, same_const, same_known
@@ -130,7 +131,16 @@ def test_guarded_tensors():
 
 # -- the narrowest rule of an argument -------------------------------------------------------------------------------
 SPEC = Spec(3, (2,))
-NODES = [object() for _ in range(3)]
+
+
+class Made:
+    """What rules ask of a node."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+
+NODES = [Made(Kind.KNOWN) for _ in range(3)]
 
 
 def narrow(ref, uses=None, use=(NODES[0], 0, 0)):
@@ -151,6 +161,9 @@ def test_rule_of_each_kind_of_reference():
         tensor,
         Need.LOCAL,
     ) or known.value is tensor
+    placeholder = Made(Kind.PURE)  # its arguments have differed since
+    found = rule_of(Known(tensor, Local(1, 0)), SPEC, lambda ref: (placeholder, 0, 0), {}, (NODES[0], 0, 0))
+    assert (found.need, found.node) == (Need.LOCAL, placeholder)
     assert narrow(Resource(tensor)).need is Need.RESOURCE
     assert narrow(Captured(tensor)).need is Need.CAPTURED
 

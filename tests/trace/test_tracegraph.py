@@ -203,6 +203,36 @@ def test_a_known_op_whose_input_changes_is_computed_from_then_on():
     assert graph.merge(trace(region, tf.constant(4))).nothing_new
 
 
+def test_what_is_made_of_a_result_that_is_no_longer_known():
+    """Such a result is a placeholder from then on: what follows it in a new place takes it as that, and is computed."""
+
+    def region(number, twice):
+        sum_ = number + 1
+        return sum_ * 2 if twice else sum_
+
+    graph = TraceGraph()
+    for number in (1, 2):
+        graph.merge(trace(region, tf.constant(number), False))
+    graph.merge(trace(region, tf.constant(2), True))
+    add, product = (next(node for node in graph if node.call.op == op) for op in ("AddV2", "Mul"))
+    assert add.kind is product.kind is Kind.PURE
+    assert product.rules[0].node is add
+
+
+def test_a_shape_is_known_whichever_tensor_of_that_shape_it_is():
+    def region(first):
+        both = tf.tanh(X), tf.exp(X)
+        return tf.shape(both[0] if first else both[1]) + 1
+
+    graph = TraceGraph()
+    for first in (True, False):
+        graph.merge(trace(region, first))
+    shape = next(node for node in graph if node.call.op == "Shape")
+    assert shape.rules[0].need is Need.TENSOR
+    assert shape.kind is Kind.KNOWN
+    assert all(node.kind is Kind.KNOWN for node in graph if node.call.op == "AddV2")
+
+
 def test_sharing_of_external_tensors():
     def region(a, b):
         return tf.add(a, b)

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.tf.native import host_value
+from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Captured, Const, Ext, Known, Local, Ref, Resource
 
@@ -189,6 +190,8 @@ def rule_of(ref: Ref, spec: Spec | None, producers: Any, uses: Uses, use: tuple[
         return Rule(Need.CONST, None, value=ref.value, dtype=ref.dtype)
     if isinstance(ref, Known):
         origin = rule_of(ref.origin, spec, producers, uses, use)
+        if origin.node is not None and origin.node.kind is Kind.PURE:
+            return origin  # it was known, until its arguments differed: Python is given a placeholder for it
         return Rule(Need.KNOWN, spec, value=ref.tensor, origin=origin)
     if isinstance(ref, Resource):
         return Rule(Need.RESOURCE, spec, value=ref.tensor)

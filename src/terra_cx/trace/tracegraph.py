@@ -22,7 +22,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind
 from terra_cx.tf.slots import Spec, fits
 from terra_cx.trace.gradients import Gradients, Passage, same_constants, signature_of
 from terra_cx.trace.keys import Key, Keys
@@ -271,6 +271,7 @@ class TraceGraph:
         ]
         for index, raw in call.raws.items():
             node.rules[index].raw = raw
+        self._judge(node)
         result.nodes += 1
         return node
 
@@ -331,13 +332,20 @@ class TraceGraph:
                 widened += rule.widen(other)
         if widened:
             node.rev += 1
-            if not self.relaxed and any(r.need not in (Need.KNOWN, Need.CONST) for r in node.rules):
-                if node.kind is Kind.DRAW:
-                    node.call.kind = Kind.OWNER
-                    node.cut_before = node.cut_after = "owner"
-                if node.kind is Kind.KNOWN:
-                    node.call.kind = Kind.PURE
+            self._judge(node)
         return widened + joined
+
+    def _judge(self, node: Node) -> None:
+        """What is known, or drawn beforehand, follows from guarded arguments alone; with others it is another kind."""
+        if self.relaxed or all(rule.need in (Need.KNOWN, Need.CONST) for rule in node.rules):
+            return
+        if node.kind is Kind.DRAW:
+            node.call.kind = Kind.OWNER
+            node.cut_before = node.cut_after = "owner"
+        if (
+            node.kind is Kind.KNOWN and node.call.op not in SHAPE_OPS
+        ):  # those follow from shapes, which are checked
+            node.call.kind = Kind.PURE
 
     @staticmethod
     def _widen_shapes(node: Node, call: Call) -> int:
