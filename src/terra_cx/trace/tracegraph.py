@@ -342,9 +342,8 @@ class TraceGraph:
         if node.kind is Kind.DRAW:
             node.call.kind = Kind.OWNER
             node.cut_before = node.cut_after = "owner"
-        if (
-            node.kind is Kind.KNOWN and node.call.op not in SHAPE_OPS
-        ):  # those follow from shapes, which are checked
+        # Of shape ops only the shape is asked, and that is checked wherever the tensor comes from.
+        if node.kind is Kind.KNOWN and node.call.op not in SHAPE_OPS:
             node.call.kind = Kind.PURE
 
     @staticmethod
