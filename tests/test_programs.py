@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("mlp", "keras_mlp", "dropblock", "dcgan", "resnet50", "faster_rcnn", "gpt2")
 """The others take longer than these together: `make check` has them all."""
-STEPS = 32
+STEPS = 40
 
 
 def run(program, *options):
@@ -32,7 +32,7 @@ def test_check_at_tiny_scale(program, tmp_path):
     (result,) = json.loads(found.read_text())["programs"]
     assert result["outcome"] == "identical"
     assert result["internal_errors"] == 0
-    assert result["regions"]["co_executed"] >= STEPS // 5, result["fallbacks"]
+    assert result["regions"]["co_executed"] >= STEPS // 4, result["fallbacks"]
 
 
 def test_what_a_program_leaves(tmp_path):

@@ -363,17 +363,8 @@ def test_a_run_that_is_killed_has_saved_what_it_knew(tmp_path):
         "    if step == 100 and sys.argv[1:]:\n        os.kill(os.getpid(), 9)\n    with tf.GradientTape()"
     )
     (tmp_path / "script.py").write_text(script.replace("    with tf.GradientTape()", killed))
-    command = [
-        sys.executable,
-        "-m",
-        "terra_cx",
-        "run",
-        "--cache",
-        "cache",
-        "--report",
-        "report.json",
-        "script.py",
-    ]
+    words = ["-m", "terra_cx", "run", "--cache", "cache", "--report", "report.json", "script.py"]
+    command = [sys.executable, *words]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     first = subprocess.run(
         [*command, "kill"], cwd=tmp_path, env=environment, capture_output=True, timeout=100

@@ -19,7 +19,7 @@ from terra_cx.trace import keys, tracegraph
 
 MANY = int(os.environ.get("FUZZ_PROGRAMS", "0"))
 """Other programs on each run, so many of all kinds together; 0: always the same few."""
-FEW = {"plain": 16, "live tapes": 6, "layers": 10, "without end": 8}
+FEW = {"plain": 24, "live tapes": 8, "layers": 14, "without end": 12}
 """The few, by kind; of the many each kind has the same share."""
 
 
