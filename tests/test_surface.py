@@ -356,6 +356,7 @@ def legacy_keras(see):
     tf_keras = pytest.importorskip(
         "tf_keras", reason="tf-keras is not installed; make venv does it, without its tensorflow"
     )
+    tf_keras.utils.set_random_seed(20)  # it has a generator of its own once any test has done so
     layers = [tf_keras.layers.Dense(4, activation="relu"), tf_keras.layers.BatchNormalization()]
     model = tf_keras.Sequential([*layers, tf_keras.layers.Dropout(0.3), tf_keras.layers.Dense(1)])
     model.build((None, 3))

@@ -93,7 +93,7 @@ def both_ways(
     assert bool(report["internal_errors"]) is failures, report
     assert co.error == eager.error, (co.error, eager.error)
     for step, (a, b) in enumerate(zip(eager.seen, co.seen, strict=False)):
-        assert a == b, f"value {step} differs"
+        assert a == b, f"value {step} differs: {a} and {b}; {_which(program, eager, co)}; {report['regions']}"
     assert len(co.seen) == len(eager.seen)
     assert co.result == eager.result
     assert co.draws == eager.draws
@@ -101,3 +101,10 @@ def both_ways(
     if fallbacks is not None:
         assert sum(f["count"] for f in report["fallbacks"]) <= fallbacks, report["fallbacks"]
     return report
+
+
+def _which(program: Callable[[Callable[..., None]], Any], eager: Outcome, co: Outcome) -> str:
+    """Whom another eager run agrees with: a rare difference may be eager's own."""
+    again = run_once(program, None)
+    agrees = [name for name, run in (("eager", eager), ("co-executed", co)) if run.seen == again.seen]
+    return f"eager again is as {agrees[0]}" if agrees else "eager again is as neither"

@@ -114,6 +114,74 @@ def test_a_divergence_leaves_the_tapes_whole(diverges, persistent):
     assert sum(fallback["count"] for fallback in report["fallbacks"]) >= 1
 
 
+def own_after_a_function(number, y, v):
+    """What a tape is told of real tensors in, a second time, is not what it was told of them first."""
+
+    @tf.custom_gradient
+    def own(a):
+        return tf.sin(a), lambda upstream: tf.sin(upstream) if number >= LATE else upstream * 0.5
+
+    return own(tf.tanh(DENSE(tf.tanh(y), v) * y))
+
+
+def a_tape_alone(number, w, v, x):
+    with tf.GradientTape(persistent=True) as tape:
+        y = x @ w
+        loss = tf.reduce_sum(own_after_a_function(number, y, v) * y)
+    first = tape.gradient(loss, y)
+    later = tf.reduce_sum(first)  # the divergence is behind us
+    with tape:
+        loss = loss * loss + later * tf.reduce_sum(y)
+    return tape.gradient(loss, [w, v])
+
+
+def a_tape_in_another(number, w, v, x):
+    with tf.GradientTape(persistent=True) as outer:
+        with tf.GradientTape(persistent=True) as tape:
+            y = x @ w
+            loss = tf.reduce_sum(own_after_a_function(number, y, v) * y)
+        first = tape.gradient(loss, [y, v])
+        loss = loss + tf.reduce_sum(first[0] * y) + tf.reduce_sum(first[1] * v)
+    second, third = tape.gradient(loss, [w, v]), outer.gradient(loss, [w, v])
+    return [*third, *second]
+
+
+def a_tape_that_does_not_record_in_another(number, w, v, x):
+    with tf.GradientTape(persistent=True) as outer:
+        with tf.GradientTape(persistent=True) as tape:
+            y = x @ w
+            loss = tf.reduce_sum(own_after_a_function(number, y, v) * y)
+        with outer.stop_recording():
+            first = tape.gradient(loss, [y, v])
+        loss = loss + tf.reduce_sum(first[0] * y) + tf.reduce_sum(first[1] * v)
+        first = tape.gradient(y, w)
+    return [found + tf.reduce_sum(first) for found in outer.gradient(loss, [w, v])]
+
+
+def a_tape_in_its_own_context(number, w, v, x):
+    with tf.GradientTape(persistent=True) as tape:
+        y = x @ w
+        loss = tf.reduce_sum(own_after_a_function(number, y, v) * y)
+        first = tape.gradient(loss, [y, v])
+        loss = loss + tf.reduce_sum(first[0] * y) + tf.reduce_sum(first[1] * v)
+    return tape.gradient(loss, [w, v])
+
+
+@pytest.mark.parametrize(
+    ("step", "co_executed"),
+    [
+        (a_tape_alone, 25),
+        (a_tape_in_another, 25),
+        (a_tape_that_does_not_record_in_another, 25),
+        (a_tape_in_its_own_context, 0),
+    ],
+)
+def test_a_region_diverges_while_tensorflow_reads_a_tape_that_stays(step, co_executed):
+    report = both_ways(loop(step), co_executed=co_executed)
+    assert sum(fallback["count"] for fallback in report["fallbacks"]) >= 1
+    assert report["regions"]["co_executed"] >= co_executed
+
+
 def test_a_divergence_between_two_tapes():
     def step(number, w, v, x):
         with tf.GradientTape() as outer:

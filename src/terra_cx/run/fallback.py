@@ -10,12 +10,17 @@ Guarantees:
 * A tape that has given its gradient and cannot be asked again stays out of it. Native code has taken its ops from it;
   if it were active when a tensor dies that one of them made, TensorFlow would abort the process (``tape.h``,
   ``DeleteTrace``).
+* A persistent tape whose gradient TensorFlow is computing stays out of it, too, for it would read what changes below
+  it; it is told when the gradient is there, of the tensors that are there since (`set_aside`). If it records meanwhile
+  it cannot wait: such a tape is asked while the region is co-executed only if all that a rebuild tells it is new to it.
 * Executing again only the unfinished block is not enough: the gradient through dispatched blocks would
   silently be None.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from terra_cx.compile.blocks import KNOWN, LOCAL, PARAM, FlatOp
@@ -26,13 +31,13 @@ from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.tf.backward import token
-from terra_cx.tf.native import REAL, EagerTensor, record_gradient, unrecorded
+from terra_cx.tf.native import REAL, as_tensor, dtype_of, record_gradient, unrecorded
 from terra_cx.tf.opdefs import Kind, inferred_attrs
 from terra_cx.tf.slots import Slot, Spec
 from terra_cx.trace.recorder import Recorder
 from terra_cx.trace.records import Call, Captured, Known, Local, Ref, Resource, TapeEvent
 
-__all__ = ["prefix", "rebuild", "recover"]
+__all__ = ["prefix", "rebuild", "recover", "set_aside"]
 
 
 def recover(skeleton: Skeleton) -> None:
@@ -62,6 +67,40 @@ def _rebuild_all(skeleton: Skeleton) -> None:
             _Replay(skeleton.log, skeleton.live).go()
 
 
+@contextmanager
+def set_aside(log: RegionLog, tape: int) -> Iterator[None]:
+    """While TensorFlow computes the gradient of a persistent tape that does not record.
+
+    If the region diverges meanwhile, the tape is told afterwards what the rebuild has told the others.
+    """
+    log.asking.append(tape)
+    try:
+        yield
+    finally:
+        log.asking.remove(tape)
+        if log.late is not None and tape not in log.asking:
+            with Uninterrupted():
+                _tell_late(log, log.late, tape)
+
+
+def _tell_late(log: RegionLog, late: list[Any], tape: int) -> None:
+    stopped = REAL["TFE_Py_TapeSetIsStopped"]()
+    others = [log.tapes[number] for number in log.active()]
+    for other in others:
+        REAL["TFE_Py_TapeSetRemove"](other)
+    if stopped:
+        REAL["TFE_Py_TapeSetRestartOnThread"]()
+    for told in late:
+        if type(told) is not Event:
+            record_gradient(*told)
+        elif told.tape in (tape, -1):
+            _tell(told, log.tapes[tape])
+    for other in others:
+        REAL["TFE_Py_TapeSetAdd"](other)
+    if stopped is not REAL["TFE_Py_TapeSetIsStopped"]():
+        REAL["TFE_Py_TapeSetStopOnThread" if stopped else "TFE_Py_TapeSetRestartOnThread"]()
+
+
 def rebuild(skeleton: Skeleton) -> None:
     """Make the tapes of past regions that can still be asked native; everything handed over must be done."""
     if not skeleton.kept:
@@ -81,13 +120,16 @@ class _Replay:
         self.log = log
         self.live = live
         self.events = [event for event in log.events if event.tape not in log.consumed]
+        if log.asking:
+            log.late = []
 
     def go(self) -> None:
         """Do it; afterwards the tape set of this thread is as it was."""
         log = self.log
         first = min(log.created(tape) for tape in log.askable())
-        for tape in self._active_now():
-            REAL["TFE_Py_TapeSetRemove"](tape)
+        for tape in log.active():
+            if tape not in log.consumed:
+                REAL["TFE_Py_TapeSetRemove"](log.tapes[tape])
         if REAL["TFE_Py_TapeSetIsStopped"]():
             REAL["TFE_Py_TapeSetRestartOnThread"]()
         for run in log.runs:
@@ -97,40 +139,13 @@ class _Replay:
                 self._events_until(run.position)
         self._events_until(None)
 
-    def _active_now(self) -> list[Any]:
-        active: list[Any] = []
-        for event in self.events:
-            tape = self.log.tapes[event.tape] if event.tape >= 0 else None
-            if event.what in ("new", "add"):
-                active.append(tape)
-            elif event.what == "remove":
-                active = [other for other in active if other is not tape]
-        return active
-
     def _events_until(self, position: int | None) -> None:
         while self.events and (position is None or self.events[0].position <= position):
-            self._event(self.events.pop(0))
-
-    def _event(self, event: Event) -> None:
-        tape = self.log.tapes[event.tape] if event.tape >= 0 else None
-        if event.what in ("new", "add"):
-            REAL["TFE_Py_TapeSetAdd"](tape)
-        elif event.what == "remove":
-            REAL["TFE_Py_TapeSetRemove"](tape)
-        elif event.what == "watch" and type(event.args) is Slot:
-            REAL["TFE_Py_TapeWatch"](tape, event.args.resolve())
-        elif event.what == "stop":
-            REAL["TFE_Py_TapeSetStopOnThread"]()
-        elif event.what == "restart":
-            REAL["TFE_Py_TapeSetRestartOnThread"]()
-        elif event.what == "record":
-            name, op, outputs, inputs, rest = event.args
-            REAL[name](op, [_real(item) for item in outputs], [_real(item) for item in inputs], *rest)
-        elif event.what == "gradient":
-            op, inputs, attrs, outputs, scope = event.args
-            record_gradient(
-                op, [_real(item) for item in inputs], attrs, [_real(item) for item in outputs], scope
-            )
+            event = self.events.pop(0)
+            if event.tape not in self.log.asking:
+                _tell(event, self.log.tapes[event.tape] if event.tape >= 0 else None)
+            if self.log.late is not None:
+                self.log.late.append(event)
 
     def _run(self, run: BlockRun) -> None:
         """Tell the tapes of one run's ops: pure ones are executed again, effects are not."""
@@ -150,8 +165,7 @@ class _Replay:
                     results = self._again(op, inputs, step.node.call.site)
                 elif op.kind is Kind.READ:
                     results = self._recorded(run, op.base, len(op.specs))
-                    scope = token(step.node.call.site) if self.live else ""
-                    record_gradient(op.op, inputs, op.attrs, results, scope)
+                    self._told(op, inputs, results, step.node.call.site)
                 else:
                     continue
                 for index, value in enumerate(results):
@@ -159,21 +173,29 @@ class _Replay:
                     self._settle(run, op.base + index, value)
 
     def _again(self, op: FlatOp, inputs: list[Any], site: Any) -> list[Any]:
-        """Execute a pure op again; the tapes are told of it, live ones also of its place (`tf.backward`)."""
-        placed = self.live and all(isinstance(value, EagerTensor) for value in inputs)
-        if REAL["TFE_Py_TapeSetIsEmpty"]() or (op.form == "F" and not placed):
+        """Execute a pure op again, and tell the tapes of it."""
+        if op.form == "F" and not self.live:
             return call_native(op, inputs)  # the fast path tells the tapes itself
-        if op.form == "E":  # generated Python code does
-            results = call_native(op, inputs)
-            record_gradient(op.op, inputs, op.attrs, results, token(site) if self.live else "")
-        elif REAL["TFE_Py_TapeSetIsStopped"]():
+        if REAL["TFE_Py_TapeSetIsStopped"]():
             results = call_native(op, inputs)
         else:
             with unrecorded():
                 results = call_native(op, inputs)
-            inferred = inferred_attrs(op.op, op.layout, [value._datatype_enum() for value in inputs])
-            record_gradient(op.op, inputs, (*op.attrs, *inferred), results, token(site))
+        self._told(op, inputs, results, site)
         return results
+
+    def _told(self, op: FlatOp, inputs: list[Any], results: list[Any], site: Any) -> None:
+        """Tell the tapes, as generated Python code does after an op of the slow path; live ones also of its place."""
+        if not self.live:
+            record_gradient(op.op, inputs, op.attrs, results)
+            return
+        inputs, attrs = _tensors(op, inputs), op.attrs
+        if op.form == "F":
+            attrs = (*attrs, *inferred_attrs(op.op, op.layout, [value._datatype_enum() for value in inputs]))
+        told = op.op, inputs, attrs, results, token(site)
+        record_gradient(*told)
+        if self.log.late is not None:
+            self.log.late.append(told)
 
     @staticmethod
     def _recorded(run: BlockRun, base: int, count: int) -> list[Any]:
@@ -187,6 +209,33 @@ class _Replay:
                 # Made inside a gradient: the tape knows it now, and a gradient of higher order will mention it.
                 slot = run.slots[flat] = Slot(Spec(value._datatype_enum(), value._shape_tuple()), run, flat)
             slot.replace(value)
+
+
+def _tell(event: Event, tape: Any) -> None:
+    if event.what in ("new", "add"):
+        REAL["TFE_Py_TapeSetAdd"](tape)
+    elif event.what == "remove":
+        REAL["TFE_Py_TapeSetRemove"](tape)
+    elif event.what == "watch" and type(event.args) is Slot:
+        REAL["TFE_Py_TapeWatch"](tape, event.args.resolve())
+    elif event.what == "stop":
+        REAL["TFE_Py_TapeSetStopOnThread"]()
+    elif event.what == "restart":
+        REAL["TFE_Py_TapeSetRestartOnThread"]()
+    elif event.what == "record":
+        name, op, outputs, inputs, rest = event.args
+        REAL[name](op, [_real(item) for item in outputs], [_real(item) for item in inputs], *rest)
+    elif event.what == "gradient":
+        op, inputs, attrs, outputs, scope = event.args
+        record_gradient(op, [_real(item) for item in inputs], attrs, [_real(item) for item in outputs], scope)
+
+
+def _tensors(op: FlatOp, inputs: list[Any]) -> list[Any]:
+    """The arguments of a flat op as a tape hears of them: never as raw values."""
+    return [
+        value if source[0] != "c" else as_tensor(value, None if source[2] is None else dtype_of(source[2]))
+        for source, value in zip(op.inputs, inputs, strict=True)
+    ]
 
 
 def _real(item: Any) -> Any:

@@ -17,11 +17,14 @@ Source: ``pywrap_tfe_src.cc``, ``RecordGradient`` and ``TFE_Py_TapeGradient``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from terra_cx.compile.blocks import Step
+from terra_cx.reasons import Reason
 from terra_cx.run.block_run import BlockRun
 from terra_cx.run.checks import bindings, flat_inputs
+from terra_cx.run.fallback import set_aside
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.tf import backward, native
 from terra_cx.tf.boundary import EFFECTS
@@ -114,9 +117,18 @@ class LiveSkeleton(Skeleton):
         eager = all(isinstance(tensor, EagerTensor) for tensor in (*target, *sources))
         if number < 0 or not eager or not self._mine():
             return super().tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
-        if not self.log.persistent(number):
-            self.log.consumed.add(number)  # now: a divergence on the way must not rebuild it
-        with backward.asked():
+        log = self.log
+        recording = number in log.active()
+        if not log.persistent(number):
+            log.consumed.add(number)  # now: a divergence on the way must not rebuild it
+        elif recording and log.tells_of_tensors():
+            recorder = self.diverge(
+                Reason.OPAQUE_UNDER_TAPE,
+                "a persistent tape is asked in its own context after such a computation",
+            )
+            return recorder.tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
+        apart = nullcontext() if recording or number in log.consumed else set_aside(log, number)
+        with backward.asked(), apart:
             return REAL["TFE_Py_TapeGradient"](
                 tape, target, sources, output_gradients, sources_raw, unconnected
             )

@@ -33,6 +33,10 @@ class Event:
         self.detail = detail
 
 
+_OUTPUTS = {"record": 2, "gradient": 3}
+"""Where the results stand among the arguments of what tapes are told."""
+
+
 def _references(tapes: list[Any], index: int) -> int:
     return sys.getrefcount(tapes[index])
 
@@ -43,10 +47,23 @@ _BASE = _references([object()], 0)
 class RegionLog:
     """See the module's page.
 
-    ``bound`` maps (node, output, execution) to the slot or tensor that later gradients may ask for.
+    ``bound`` maps (node, output, execution) to the slot or tensor that later gradients may ask for. ``asking`` are the
+    persistent tapes whose gradient is being computed while they do not record; ``late`` is what such a tape has to be
+    told when its gradient is there, if the region diverged meanwhile (`run.fallback`).
     """
 
-    __slots__ = ("bound", "consumed", "events", "number", "position", "runs", "tapes", "turns")
+    __slots__ = (
+        "asking",
+        "bound",
+        "consumed",
+        "events",
+        "late",
+        "number",
+        "position",
+        "runs",
+        "tapes",
+        "turns",
+    )
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -54,6 +71,8 @@ class RegionLog:
         self.events: list[Event] = []
         self.tapes: list[Any] = []
         self.consumed: set[int] = set()
+        self.asking: list[int] = []
+        self.late: list[Any] | None = None
         self.bound: dict[tuple[Any, int, int], Any] = {}
         self.turns: dict[Any, int] = {}
         self.position = 0
@@ -72,6 +91,25 @@ class RegionLog:
     def persistent(self, tape: int) -> bool:
         """Whether the tape may be asked more than once."""
         return bool(next(e.detail[0] for e in self.events if e.what == "new" and e.tape == tape))
+
+    def active(self) -> list[int]:
+        """The tapes that record now, in the order in which they began."""
+        active: list[int] = []
+        for event in self.events:
+            if event.what in ("new", "add"):
+                active.append(event.tape)
+            elif event.what == "remove":
+                active = [tape for tape in active if tape != event.tape]
+        return active
+
+    def tells_of_tensors(self) -> bool:
+        """Whether tapes were told of a real tensor as the result of something."""
+        return any(
+            type(output) is not Slot
+            for event in self.events
+            if event.what in ("record", "gradient")
+            for output in event.args[_OUTPUTS[event.what]]
+        )
 
     def askable(self) -> list[int]:
         """Tapes that some code can still ask for a gradient: not consumed, and referenced by more than this log."""
