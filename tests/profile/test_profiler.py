@@ -15,6 +15,7 @@ from terra_cx.profile import profiler as profiling
 from terra_cx.profile.events import CO_EXECUTED, Region, Window
 from terra_cx.profile.profiler import AnchorProfile, Plan
 from terra_cx.profile.window import WindowRecorder
+from terra_cx.run.anchor import ActiveAnchor
 
 STEPS = 90
 
@@ -137,6 +138,23 @@ def test_windows_are_few_however_long_the_run_is(tmp_path, plan):
     assert 0 < len(anchor.windows) <= 2
     assert anchor.windows[-1].window.first > 100
     assert anchor.next_at > 400
+
+
+def test_steps_of_a_window_do_not_count_for_the_pace(tmp_path, plan, monkeypatch):
+    paced = []
+
+    def counted(anchor, *args):
+        paced.append(anchor.regions[CO_EXECUTED] - 1)
+        return own(anchor, *args)
+
+    own = ActiveAnchor.paced
+    monkeypatch.setattr(ActiveAnchor, "paced", counted)
+    _, _, session = profiled(train, tmp_path, 200, pace="measured")
+    (anchor,) = session.profiler.anchors.values()
+    first = anchor.windows[-1].window.first
+    assert len(anchor.windows[-1].window.steps()) >= 4
+    assert not set(paced) & set(range(first, first + 4))
+    assert min(paced) < first < max(paced)
 
 
 def test_nothing_is_left_in_place(tmp_path, plan):
