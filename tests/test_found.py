@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -178,6 +180,23 @@ def test_thousands_of_turns_without_ops_between_two_steps():
         for _ in range(STEPS):
             for index in range(6000):
                 index // 7
+            loss, tape = logits_of_three_dimensions(rng, w)
+            w.assign_sub(0.05 * tape.gradient(loss, w))
+            see(loss)
+        return w
+
+    both_ways(program, co_executed=25)
+
+
+def test_a_preparation_that_takes_long(monkeypatch):
+    """How long a survey lasted was taken for what it had cost, and the next one came minutes later."""
+    monkeypatch.setattr("terra_cx.session._SURVEY_GRACE", 0.5)
+
+    def program(see):
+        for _ in range(2500):
+            time.sleep(0.0004)
+        w, rng = variable(4, 4), np.random.default_rng(5)
+        for _ in range(STEPS):
             loss, tape = logits_of_three_dimensions(rng, w)
             w.assign_sub(0.05 * tape.gradient(loss, w))
             see(loss)

@@ -47,14 +47,15 @@ __all__ = ["Session", "current"]
 
 _WARM = 2
 """Visits of one anchor after which the program is surveyed."""
-_BARREN_VISITS, _MOST_BARREN_VISITS = 2000, 20_000
-"""Probe visits with no op between them, after which a survey ends that has seen no op at all, or has seen some: the
-program works in pure Python, be it before its steps or between them."""
+_BARREN_VISITS, _MOST_BARREN_VISITS = 200, 20_000
+"""Probe visits with no op between them, after which a survey that has seen no op at all waits for one, and one that has
+seen some ends: the program works in pure Python, be it before its steps or between them."""
 _SURVEY_VISITS, _MOST_SURVEY_VISITS = 20_000, 160_000
 """Other probe visits in a survey, in the first one and in any; each further one has twice as many."""
 _SURVEY_GRACE, _SURVEY_SHARE = 0.5, 0.05
-"""Surveys that find no step may take so many seconds, and that part of the time that has passed.
-(Time and not visits: a preparation in pure Python visits its loops more often than any training ever will.)
+"""Surveys that find no step may cost so many seconds, and that part of the time that has passed.
+(Time and not visits: a preparation in pure Python visits its loops more often than any training ever will. And what
+they take of it, not how long they last: data may be loaded for minutes between two visits.)
 """
 _FOREIGN = 50
 """Visits of another anchor, in a region that has left what is known, after which the program is surveyed again."""
@@ -117,7 +118,6 @@ class Session:
         self._surveyor: Surveyor | None = None
         self._surveyed = self._barren = 0
         self._survey_visits = _SURVEY_VISITS
-        self._survey_start = 0.0
         self._fruitless = 0.0
         self._next_survey = self._begun = time.perf_counter()
         self._counts: defaultdict[int, int] = defaultdict(int)
@@ -259,7 +259,6 @@ class Session:
         conductor = self._installed()
         self._surveyor = Surveyor(Survey(self.table, is_user=self.user.is_user))
         self._surveyed = self._barren = 0
-        self._survey_start = time.perf_counter()
         conductor.boundary.use(self._surveyor)
         names.put_probe(self._survey_probe)
         self._survey(anchor_id, frame)
@@ -333,16 +332,19 @@ class Session:
     def _survey(self, anchor_id: int, frame: FrameType) -> None:
         surveyor = self._surveyor
         assert surveyor is not None
+        start = time.perf_counter()
         marks = self._marks[anchor_id]
-        marks.append(time.perf_counter())
+        marks.append(start)
         del marks[:-_MARKS]
+        if self._barren >= _BARREN_VISITS and not surveyor.survey.ops:
+            return
         if surveyor.survey.visit(anchor_id, frame, surveyor.tapes):
             self._surveyed += 1
             self._barren = 0
         else:
             self._barren += 1
-        most_barren = _MOST_BARREN_VISITS if surveyor.survey.ops else _BARREN_VISITS
-        spent = max(self._surveyed / self._survey_visits, self._barren / most_barren)
+        spent = max(self._surveyed / self._survey_visits, self._barren / _MOST_BARREN_VISITS)
+        surveyor.seconds += time.perf_counter() - start
         if not self._barren or spent > 1:  # a round without ops changes no choice
             choice = surveyor.survey.choice(last=spent > 1) if surveyor.tapes == 0 else None
             if choice is not None and choice.anchor == anchor_id:
@@ -358,7 +360,7 @@ class Session:
         self._patience *= 10
         if surveyor.survey.ops:
             self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)
-        self._fruitless += time.perf_counter() - self._survey_start
+        self._fruitless += surveyor.seconds
         self._next_survey = self._begun + (self._fruitless - _SURVEY_GRACE) / _SURVEY_SHARE
         self.conductor.boundary.use(self.conductor.boundary.passive)
         names.put_probe(self._active_probe if self.conductor.anchors else self._idle_probe)

@@ -105,6 +105,22 @@ def test_relative_names_and_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not UserCode().is_user(str(tmp_path / "link" / "decoder.py"))
 
 
+def test_what_is_installed_into_a_folder_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by ``pip install --target``, or in an image whose PYTHONPATH names such a folder."""
+    monkeypatch.syspath_prepend(tmp_path / "deps")
+    monkeypatch.syspath_prepend(tmp_path / "gone")
+    information = tmp_path / "deps" / "thing-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "RECORD").write_text("thing/__init__.py,sha256=x,0\nother.py,,\n../bin/thing,,\n")
+    (tmp_path / "deps" / "linked-1.0.dist-info").mkdir()
+    user = UserCode()
+    assert not user.is_user(str(tmp_path / "deps" / "thing" / "parts" / "a.py"))
+    assert not user.is_user(str(tmp_path / "deps" / "other.py"))
+    assert user.is_user(str(tmp_path / "deps" / "train.py"))
+    assert user.is_user(str(tmp_path / "deps" / "linked" / "a.py"))
+    assert user.is_user(str(tmp_path / "thing" / "a.py"))
+
+
 def test_added_names_and_prefixes(tmp_path: Path) -> None:
     user = UserCode(extra_library_prefixes=(str(tmp_path / "vendored") + os.sep,))
     assert not user.is_user(str(tmp_path / "vendored" / "a.py"))

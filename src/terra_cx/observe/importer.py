@@ -1,7 +1,7 @@
 """Which code is the user's, and the import hook that gives it anchor probes.
 
 User code is the launched program and every module outside the standard library, site-packages, dist-packages
-and this package.
+and this package, and not of a distribution that was installed into another folder (``pip install --target``).
 
 The hook asks the finders behind it for a module's spec. If the module is the user's, the loader that they
 made gets a `get_code` of its own (an attribute of that one loader, not of its class) which instruments what
@@ -39,6 +39,27 @@ def _libraries() -> tuple[str, ...]:
     return tuple({form + os.sep for path in folders for form in (path, os.path.realpath(path))})
 
 
+def _installed(folder: str) -> frozenset[str]:
+    """The packages and modules that installed distributions have put into a folder, as its entries are called.
+
+    A project that was only linked (``pip install --editable``) has put none there.
+    """
+    if not any(entry.endswith(".dist-info") for entry in _entries(folder)):
+        return frozenset()
+    from importlib.metadata import distributions  # takes a while
+
+    records = (found.read_text("RECORD") or "" for found in distributions(path=[folder]))
+    files = (line.partition(",")[0] for record in records for line in record.splitlines())
+    return frozenset(file.partition("/")[0] for file in files)
+
+
+def _entries(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []  # a zip file, or no longer there
+
+
 class UserCode:
     """Tells user code from libraries.
 
@@ -49,6 +70,7 @@ class UserCode:
     def __init__(self, extra_library_prefixes: Sequence[str] = ()) -> None:
         self._libraries = (*_libraries(), *extra_library_prefixes)
         self._known: dict[str, bool] = {}
+        self._installed: dict[str, frozenset[str]] = {}
         # By id, because comparing code objects takes microseconds; the objects are kept, so that ids stay
         # theirs.
         self._codes: dict[int, CodeType] = {}
@@ -93,7 +115,20 @@ class UserCode:
         path = os.path.abspath(filename)
         if not {"site-packages", "dist-packages"}.isdisjoint(path.split(os.sep)):
             return False
-        return not path.startswith(self._libraries) and not os.path.realpath(path).startswith(self._libraries)
+        if path.startswith(self._libraries) or os.path.realpath(path).startswith(self._libraries):
+            return False
+        return not self._is_installed(path)
+
+    def _is_installed(self, path: str) -> bool:
+        """Whether the file is of a distribution that was installed into a folder of `sys.path`."""
+        for folder in sys.path:
+            root = os.path.join(os.path.abspath(folder), "")
+            if path.startswith(root):
+                if root not in self._installed:
+                    self._installed[root] = _installed(root)
+                if path[len(root) :].partition(os.sep)[0] in self._installed[root]:
+                    return True
+        return False
 
     # -- the import hook -------------------------------------------------------------------------------------
     def install(self, table: AnchorTable) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from terra_cx.observe.importer import UserCode
 from terra_cx.profile.device_lanes import device_lanes
-from terra_cx.profile.events import CO_EXECUTED, FETCH, Region, Window
+from terra_cx.profile.events import CO_EXECUTED, FETCH, Region, Wait, Window
 from terra_cx.profile.sampler import Places
 from terra_cx.profile.taps import Taps
 from terra_cx.profile.window import MOST_EVENTS, WindowRecorder, clock, wait_of
@@ -156,6 +156,8 @@ class Profiler:
         self._owner = threading.get_ident()
         self._reading: tuple[Slot, int] | None = None
         """What Python is reading, and since when."""
+        self._waits: list[Wait] = []
+        """What Python is waiting for; more than one if a signal's handler waits as well."""
         self._followed: set[int] = set()
         self._open: WindowRecorder | None = None
         self._closing: WindowRecorder | None = None
@@ -363,26 +365,30 @@ class Profiler:
         def wait(run: BlockRun, where: str) -> None:
             if run.state > State.SENT or threading.get_ident() != self._owner:
                 return real(run, where)
-            start = clock()
+            # What it is for is worked out before: meanwhile the graph is at work.
+            self._guarded(self._waiting, clock(), run, where, sys._getframe(1))
             try:
                 return real(run, where)
             finally:
-                self._guarded(self._waited, start, run, where, sys._getframe(1))
+                self._guarded(self._waited)
 
         return wait
 
-    def _waited(self, start: int, run: BlockRun, where: str, frame: Any) -> None:
-        end = clock()
+    def _waiting(self, start: int, run: BlockRun, where: str, frame: Any) -> None:
         slot = None
         if self._reading is not None and where == FETCH:
             slot, start = (
                 self._reading
             )  # handing over what is read, and losing the interpreter, is part of it
-        wait = wait_of(start, end, run, where, self._places.line(frame), slot)
+        self._waits.append(wait_of(start, run, where, self._places.line(frame), slot))
+
+    def _waited(self) -> None:
+        wait = self._waits.pop()
+        wait.end = clock()
         if self._of is not None:
             count = self._of.waits[wait.line, wait.why, wait.op, wait.op_line]
             count.count += 1
-            count.nanoseconds += end - start
+            count.nanoseconds += wait.end - wait.start
         if self._open is not None:
             self._open.window.waits.append(wait)
 

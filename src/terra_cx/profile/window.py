@@ -351,9 +351,9 @@ class WindowRecorder:
         )
 
 
-def wait_of(start: int, end: int, run: BlockRun, where: str, line: str, slot: Slot | None) -> Wait:
-    """What is noted of a wait for a run; ``slot`` is what Python reads, if it is a read."""
-    wait = Wait(start, end, FETCH if slot is not None else where, line, key_of(run))
+def wait_of(start: int, run: BlockRun, where: str, line: str, slot: Slot | None) -> Wait:
+    """What is noted of a wait for a run that begins; ``slot`` is what Python reads, if it is a read."""
+    wait = Wait(start, start, FETCH if slot is not None else where, line, key_of(run))
     if slot is not None:
         block = run.block
         node, _ = block.owners[slot.index]

@@ -7,6 +7,7 @@ does and feeds the region choice (`trace.regions`).
 from __future__ import annotations
 
 from threading import get_ident
+from time import perf_counter
 from typing import Any
 
 from terra_cx.tf.boundary import Passive
@@ -23,18 +24,24 @@ class Surveyor(Passive):
         self.survey = survey
         self.owner = get_ident()
         self.tapes = 0
+        self.seconds = 0.0
+        """What the survey has cost the program."""
+
+    def _op(self, op: str) -> None:
+        start = perf_counter()
+        self.survey.op(writes(op), self.tapes)
+        self.seconds += perf_counter() - start
 
     def fast(self, ctx: Any, op: str, name: Any, *args: Any) -> Any:
         """``TFE_Py_FastPathExecute``."""
         if get_ident() == self.owner:
-            self.survey.op(writes(op), self.tapes)
+            self._op(op)
         return super().fast(ctx, op, name, *args)
 
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
         """``TFE_Py_Execute``."""
         if get_ident() == self.owner:
-            text = op.decode() if isinstance(op, bytes) else op
-            self.survey.op(writes(text), self.tapes)
+            self._op(op.decode() if isinstance(op, bytes) else op)
         return super().execute(handle, device, op, inputs, attrs, outputs)
 
     def tape_new(self, *args: Any) -> Any:
