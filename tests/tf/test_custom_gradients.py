@@ -46,8 +46,9 @@ def test_a_copy_is_understood_and_names_its_device(monkeypatch):
     assert "CPU:0" in repr(detail)
 
 
-def test_a_plain_value_that_a_function_is_closed_over_is_part_of_it(monkeypatch):
-    namespace = dict(vars(tf.nn), __name__="tensorflow.python.ops.made_up")
+@pytest.mark.parametrize("library", ["tensorflow", "tensorflow_probability"])
+def test_a_plain_value_that_a_function_is_closed_over_is_part_of_it(library):
+    namespace = dict(vars(tf.nn), __name__=f"{library}.python.ops.made_up")
     make = eval("lambda value: lambda upstream: upstream * value", namespace)
 
     def detail(value):

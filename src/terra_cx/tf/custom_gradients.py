@@ -2,9 +2,9 @@
 
 A gradient's ops are taken from its trace, so its Python must not decide anything that the trace does not show. For a
 registered gradient of TensorFlow's own that is known. A custom gradient (``tf.custom_gradient``, a copy between
-devices) is a function handed to the tape: it is looked through here. Only functions of TensorFlow and Keras, closed
-over tensors, variables and plain values, are understood; whatever else is there (a user's function, a partial, a
-method, a compiled function) may read anything when it runs.
+devices) is a function handed to the tape: it is looked through here. Only functions of TensorFlow, TensorFlow
+Probability (every GPflow parameter has one) and Keras, closed over tensors, variables and plain values, are understood;
+whatever else is there (a user's function, a partial, a method, a compiled function) may read anything when it runs.
 
 Source: ``tensorflow/python/ops/custom_gradient.py`` (``_eager_mode_decorator``), ``eager/record.py``.
 """
@@ -22,7 +22,7 @@ from terra_cx.tf.native import EagerTensor, is_variable
 
 __all__ = ["UNSEEN", "gradient_detail", "has_foreign_gradient"]
 
-_LIBRARIES = frozenset({"tensorflow", "keras", "tf_keras"})
+_LIBRARIES = frozenset({"tensorflow", "keras", "tf_keras", "tensorflow_probability"})
 _PLAIN = (bool, int, str, bytes, type(None))
 _DEPTH = 12
 """How many closures inside closures are looked through."""
