@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from tracing import blocks_of, graph_of, ops, trace
 
+from terra_cx.compile.blocks import _LASTING as LASTING
 from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, build_block
 from terra_cx.compile.lowering import lower
 from terra_cx.tf.opdefs import Kind
@@ -330,3 +331,36 @@ def test_outputs_are_numbered_in_the_order_of_the_steps(count):
     graph = graph_of(region)
     block = blocks_of(graph)[0]
     assert [step.base for step in block.steps] == list(range(len(block.steps)))
+
+
+# -- what a run returns ----------------------------------------------------------------------------------------------
+def test_outputs_grow_at_once_and_shrink_to_what_is_compiled():
+    block = one_block(lambda: tf.exp(tf.sin(X)), (), ())
+    small, large, other = frozenset({1}), frozenset({0, 1}), frozenset({0})
+    block.ask(small)
+    assert block.outputs == small
+    block.variants[small] = block.variants[other] = "compiled"
+    for _ in range(3):
+        block.ask(large)
+        assert block.outputs == large
+        for _ in range(LASTING - 1):
+            block.ask(small)
+        assert block.outputs == large
+        block.ask(small)
+        assert block.outputs == small
+
+
+def test_outputs_that_are_asked_for_now_and_then_stay():
+    block = one_block(lambda: tf.exp(tf.sin(X)), (), ())
+    block.variants[frozenset()] = block.variants[frozenset({1})] = "compiled"
+    for number in range(5 * LASTING):
+        block.ask(frozenset({0, 1} if number % (LASTING // 2) == 0 else {1}))
+        assert block.outputs == frozenset({0, 1})
+
+
+def test_outputs_do_not_shrink_to_what_would_have_to_be_compiled():
+    block = one_block(lambda: tf.exp(tf.sin(X)), (), ())
+    block.ask(frozenset({0, 1}))
+    for _ in range(3 * LASTING):
+        block.ask(frozenset({1}))
+    assert block.outputs == frozenset({0, 1})

@@ -86,3 +86,32 @@ def test_a_gradient_of_what_was_computed_before_the_tape(returned):
         return weight
 
     both_ways(before, fallbacks=0)
+
+
+def test_what_was_held_once_is_not_returned_for_ever(monkeypatch):
+    """A summary of the activations, in one step."""
+    numbers = []
+    issue = Handover.issue
+
+    def issued(self, run):
+        if run.complete:
+            numbers.append(len(run.outputs))
+        issue(self, run)
+
+    monkeypatch.setattr(Handover, "issue", issued)
+
+    def held_once(see):
+        weight = tf.Variable(np.eye(3, dtype="float32"))
+        for number in range(260):
+            with tf.GradientTape() as tape:
+                hidden = tf.sin(weight * 0.5)
+                loss = tf.reduce_sum(tf.tanh(hidden))
+            weight.assign_sub(tape.gradient(loss, weight) * 0.1)
+            if number == 60:
+                see(hidden, loss)
+            del hidden
+        return weight
+
+    both_ways(held_once, co_executed=200)
+    assert numbers[-1] < max(numbers)
+    assert numbers[-1] == numbers[20]

@@ -27,6 +27,9 @@ __all__ = ["Block", "Check", "Cut", "FlatOp", "Step", "build_block"]
 MAX_BLOCK = 3000
 """Steps in one block; longer runs are cut."""
 
+_LASTING = 100
+"""Runs after which outputs that none of them had to return are given up."""
+
 # Codes of argument checks, in the order in which the skeleton tests them.
 LOCAL, PARAM, KNOWN, CONST, RESOURCE, FEED, LIST, HELD, ANY = range(9)
 AGAIN = 2
@@ -158,6 +161,10 @@ class Block:
     picked: Level | None = None
     """The level that was measured to be the fastest (`run.contest`)."""
     outputs: frozenset[int] = frozenset()
+    """What a run returns (`ask`)."""
+    asked: frozenset[int] = frozenset()
+    """What the last `agreed` complete runs had to return, all together."""
+    agreed: int = 0
     relaxed: bool = False
     """Whether its ops may have tensors of other sizes in each run."""
     sizes: set[Any] = field(default_factory=set)
@@ -185,6 +192,26 @@ class Block:
             joined = joined or node.joins(before)
             before.add(node)
         return (open_end, joined, *((node.rev, node.cuts, node.cut_before) for node in self.nodes))
+
+    def ask(self, live: frozenset[int]) -> None:
+        """A complete run has to return these flat outputs: `outputs` has them from now on.
+
+        It grows at once, and stays, so that few sets are compiled. When `_LASTING` runs could have done with a set that
+        is compiled already, it is that one: else a step whose activations somebody held once (a summary, a debugger, a
+        profiler's glance at a frame) would return them for ever.
+        """
+        if not live <= self.outputs:
+            self.outputs |= live
+            self.asked, self.agreed = frozenset(), 0
+            return
+        if not live <= self.asked:
+            self.asked |= live
+        self.agreed += 1
+        if self.agreed >= _LASTING:
+            if self.asked != self.outputs:
+                fitting = [known for known in list(self.variants) if self.asked <= known < self.outputs]
+                self.outputs = min(fitting, key=len, default=self.outputs)
+            self.asked, self.agreed = frozenset(), 0
 
     def ready(self, outputs: frozenset[int] | None) -> bool:
         """Whether a run with these outputs has nothing to compile."""

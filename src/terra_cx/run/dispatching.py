@@ -238,8 +238,8 @@ class Dispatching:
         if keep:
             alive = sorted({*alive, *self._kept(run)})
         live = frozenset(alive) - block.draws.keys() - block.held
-        if run.complete and not live <= block.outputs:
-            block.outputs = block.outputs | live
+        if run.complete:
+            block.ask(live)
         outputs = block.outputs
         if run.outputs is None:
             run.keep = keep
