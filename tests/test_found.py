@@ -205,6 +205,23 @@ def test_a_preparation_that_takes_long(monkeypatch):
     both_ways(program, co_executed=25)
 
 
+def test_the_shape_of_a_tensor_whose_shape_only_its_value_tells():
+    """How legacy Keras sums the gradients of an embedding: the number of different rows was expected to be the same."""
+
+    def program(see):
+        w, rng = tf.Variable(tf.ones([16, 3])), np.random.default_rng(5)
+        for _ in range(60):
+            ids = tf.constant(rng.integers(0, 16, 12))
+            unique, places = tf.unique(ids)
+            rows = tf.math.unsorted_segment_sum(tf.gather(w, ids), places, tf.shape(unique)[0])
+            w.scatter_sub(tf.IndexedSlices(0.01 * rows, unique))
+            see(tf.reduce_sum(rows))
+        return w
+
+    report = both_ways(program, co_executed=30)
+    assert sum(f["count"] for f in report["fallbacks"] if f["reason"] == "new-shape") <= 2
+
+
 def test_parts_of_a_batch_are_taken_by_index_and_joined():
     """The index was read by the gradient's code; and which turn of the loop had made what was mistaken."""
 

@@ -380,6 +380,12 @@ class TraceGraph:
             node.cuts += 1
             self.version += 1
 
+    def compute(self, node: Node) -> None:
+        """What was known of a tensor's shape differs, for only its value tells it: an op of the graph from now on."""
+        node.call.kind = Kind.PURE
+        node.rev += 1
+        self.version += 1
+
     def busy(self, node: Node, seconds: float) -> None:
         """Python was busy for so long after ``node`` in a co-executed region.
 
