@@ -95,6 +95,21 @@ def seventy_turns_of_pure_python(rng, w):
     return loss, tape
 
 
+def trained(step, prepare=lambda: None):
+    """A program of so many steps, each of which gives a loss and its tape."""
+
+    def program(see):
+        prepare()
+        w, rng = variable(4, 4), np.random.default_rng(5)
+        for _ in range(STEPS):
+            loss, tape = step(rng, w)
+            w.assign_sub(0.05 * tape.gradient(loss, w))
+            see(loss)
+        return w
+
+    return program
+
+
 @pytest.mark.parametrize(
     ("step", "co_executed"),
     [
@@ -109,30 +124,16 @@ def seventy_turns_of_pure_python(rng, w):
     ],
 )
 def test_it_is_right_now(step, co_executed):
-    def program(see):
-        w, rng = variable(4, 4), np.random.default_rng(5)
-        for _ in range(STEPS):
-            loss, tape = step(rng, w)
-            w.assign_sub(0.05 * tape.gradient(loss, w))
-            see(loss)
-        return w
-
-    both_ways(program, co_executed=co_executed)
+    both_ways(trained(step), co_executed=co_executed)
 
 
 def test_a_long_preparation_does_not_hide_the_step():
-    def program(see):
+    def count():
         counts = [0] * 7
         for index in range(30_000):
             counts[index % 7] += 1
-        w, rng = variable(4, 4), np.random.default_rng(5)
-        for _ in range(STEPS):
-            loss, tape = batches_of_three_sizes(rng, w)
-            w.assign_sub(0.05 * tape.gradient(loss, w))
-            see(loss)
-        return w
 
-    both_ways(program, co_executed=5)
+    both_ways(trained(batches_of_three_sizes, count), co_executed=5)
 
 
 def test_an_update_written_by_hand_after_micro_batches_is_part_of_the_step():
@@ -192,17 +193,11 @@ def test_a_preparation_that_takes_long(monkeypatch):
     """How long a survey lasted was taken for what it had cost, and the next one came minutes later."""
     monkeypatch.setattr("terra_cx.session._SURVEY_GRACE", 0.5)
 
-    def program(see):
+    def load():
         for _ in range(2500):
             time.sleep(0.0004)
-        w, rng = variable(4, 4), np.random.default_rng(5)
-        for _ in range(STEPS):
-            loss, tape = logits_of_three_dimensions(rng, w)
-            w.assign_sub(0.05 * tape.gradient(loss, w))
-            see(loss)
-        return w
 
-    both_ways(program, co_executed=25)
+    both_ways(trained(logits_of_three_dimensions, load), co_executed=25)
 
 
 def test_the_shape_of_a_tensor_whose_shape_only_its_value_tells():

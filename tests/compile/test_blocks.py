@@ -7,8 +7,7 @@ import pytest
 import tensorflow as tf
 from tracing import blocks_of, graph_of, ops, trace
 
-from terra_cx.compile.blocks import _LASTING as LASTING
-from terra_cx.compile.blocks import CONST, FEED, KNOWN, LIST, LOCAL, PARAM, RESOURCE, build_block
+from terra_cx.compile.blocks import CONST, FEED, KNOWN, LASTING, LIST, LOCAL, PARAM, RESOURCE, build_block
 from terra_cx.compile.lowering import lower
 from terra_cx.tf.opdefs import Kind
 from terra_cx.trace.tracegraph import GAP_SECONDS, TIMED

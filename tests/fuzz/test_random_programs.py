@@ -77,5 +77,5 @@ def test_random_programs_with_layers():
 def test_random_programs_whose_shapes_and_histories_have_no_end(monkeypatch):
     monkeypatch.setattr(keys, "FORMS", 1)
     monkeypatch.setattr(tracegraph, "HISTORIES", 2)
-    monkeypatch.setattr(blocks, "_LASTING", 4)  # what runs return changes more often than in any program
+    monkeypatch.setattr(blocks, "LASTING", 4)  # what runs return changes more often than in any program
     compare("without end")

@@ -15,10 +15,23 @@ STEPS = 40
 
 
 @pytest.fixture
-def returned(monkeypatch):
-    """How many values each run returns, where each output may be wanted by a gradient of a later block."""
+def sizes(monkeypatch):
+    """How many values each run returns."""
     numbers = []
     issue = Handover.issue
+
+    def issued(self, run):
+        if run.complete:
+            numbers.append(len(run.outputs))
+        issue(self, run)
+
+    monkeypatch.setattr(Handover, "issue", issued)
+    return numbers
+
+
+@pytest.fixture
+def returned(sizes, monkeypatch):
+    """The same, where each output may be wanted by a gradient of a later block."""
 
     def build(*args):
         block = build_block(*args)
@@ -27,14 +40,8 @@ def returned(monkeypatch):
                 step.needed.add(0)  # as if blocks had ended between the ops and their gradient before
         return block
 
-    def issued(self, run):
-        if run.complete:
-            numbers.append(len(run.outputs))
-        issue(self, run)
-
     monkeypatch.setattr(anchor, "build_block", build)
-    monkeypatch.setattr(Handover, "issue", issued)
-    return numbers
+    return sizes
 
 
 def program(see, *, every=7, persistent=False, ask=True, keep=None):
@@ -88,17 +95,8 @@ def test_a_gradient_of_what_was_computed_before_the_tape(returned):
     both_ways(before, fallbacks=0)
 
 
-def test_what_was_held_once_is_not_returned_for_ever(monkeypatch):
+def test_what_was_held_once_is_not_returned_for_ever(sizes):
     """A summary of the activations, in one step."""
-    numbers = []
-    issue = Handover.issue
-
-    def issued(self, run):
-        if run.complete:
-            numbers.append(len(run.outputs))
-        issue(self, run)
-
-    monkeypatch.setattr(Handover, "issue", issued)
 
     def held_once(see):
         weight = tf.Variable(np.eye(3, dtype="float32"))
@@ -113,5 +111,5 @@ def test_what_was_held_once_is_not_returned_for_ever(monkeypatch):
         return weight
 
     both_ways(held_once, co_executed=200)
-    assert numbers[-1] < max(numbers)
-    assert numbers[-1] == numbers[20]
+    assert sizes[-1] < max(sizes)
+    assert sizes[-1] == sizes[20]

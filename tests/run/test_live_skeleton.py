@@ -179,7 +179,6 @@ def a_tape_in_its_own_context(number, w, v, x):
 def test_a_region_diverges_while_tensorflow_reads_a_tape_that_stays(step, co_executed):
     report = both_ways(loop(step), co_executed=co_executed)
     assert sum(fallback["count"] for fallback in report["fallbacks"]) >= 1
-    assert report["regions"]["co_executed"] >= co_executed
 
 
 def test_a_divergence_between_two_tapes():

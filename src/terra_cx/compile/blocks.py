@@ -27,7 +27,7 @@ __all__ = ["Block", "Check", "Cut", "FlatOp", "Step", "build_block"]
 MAX_BLOCK = 3000
 """Steps in one block; longer runs are cut."""
 
-_LASTING = 100
+LASTING = 100
 """Runs after which outputs that none of them had to return are given up."""
 
 # Codes of argument checks, in the order in which the skeleton tests them.
@@ -196,7 +196,7 @@ class Block:
     def ask(self, live: frozenset[int]) -> None:
         """A complete run has to return these flat outputs: `outputs` has them from now on.
 
-        It grows at once, and stays, so that few sets are compiled. When `_LASTING` runs could have done with a set that
+        It grows at once, and stays, so that few sets are compiled. When `LASTING` runs could have done with a set that
         is compiled already, it is that one: else a step whose activations somebody held once (a summary, a debugger, a
         profiler's glance at a frame) would return them for ever.
         """
@@ -207,7 +207,7 @@ class Block:
         if not live <= self.asked:
             self.asked |= live
         self.agreed += 1
-        if self.agreed >= _LASTING:
+        if self.agreed >= LASTING:
             if self.asked != self.outputs:
                 fitting = [known for known in list(self.variants) if self.asked <= known < self.outputs]
                 self.outputs = min(fitting, key=len, default=self.outputs)

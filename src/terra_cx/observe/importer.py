@@ -39,7 +39,7 @@ def _libraries() -> tuple[str, ...]:
     return tuple({form + os.sep for path in folders for form in (path, os.path.realpath(path))})
 
 
-def _installed(folder: str) -> frozenset[str]:
+def _installed_in(folder: str) -> frozenset[str]:
     """The packages and modules that installed distributions have put into a folder, as its entries are called.
 
     A project that was only linked (``pip install --editable``) has put none there.
@@ -125,7 +125,7 @@ class UserCode:
             root = os.path.join(os.path.abspath(folder), "")
             if path.startswith(root):
                 if root not in self._installed:
-                    self._installed[root] = _installed(root)
+                    self._installed[root] = _installed_in(root)
                 if path[len(root) :].partition(os.sep)[0] in self._installed[root]:
                     return True
         return False

@@ -131,16 +131,16 @@ class Listing:
 
     def __init__(self, code: types.CodeType) -> None:
         self.code = code
-        self._concrete = ConcreteBytecode.from_code(code)
         self.ops: list[Op] = []
         self.jumps_to: dict[int, list[int]] = {}
         """The jumps to an instruction."""
         self._parse()
 
     def _parse(self) -> None:
+        concrete = ConcreteBytecode.from_code(self.code)
         starts: dict[int, int] = {}
         offset = 0
-        for instr in self._concrete:
+        for instr in concrete:
             assert isinstance(instr, ConcreteInstr)
             if instr.opcode == _CACHE:
                 self.ops[-1].caches += 1
@@ -154,7 +154,7 @@ class Listing:
             if target is not None:
                 self.ops[index].target = starts[target]
                 self.jumps_to.setdefault(starts[target], []).append(index)
-        for entry in self._concrete.exception_table:
+        for entry in concrete.exception_table:
             handler = Handler(starts[entry.target], entry.stack_depth, entry.push_lasti)
             for start in range(entry.start_offset, entry.stop_offset + 1):
                 if start in starts:

@@ -31,7 +31,7 @@ from terra_cx.run.region_log import Event, RegionLog
 from terra_cx.run.skeleton import Skeleton
 from terra_cx.run.uninterrupted import Uninterrupted
 from terra_cx.tf.backward import token
-from terra_cx.tf.native import REAL, as_tensor, dtype_of, record_gradient, unrecorded
+from terra_cx.tf.native import REAL, record_gradient, tensor_of, unrecorded
 from terra_cx.tf.opdefs import Kind, inferred_attrs
 from terra_cx.tf.slots import Slot, Spec
 from terra_cx.trace.recorder import Recorder
@@ -94,7 +94,7 @@ def _tell_late(log: RegionLog, late: list[Any], tape: int) -> None:
         if type(told) is not Event:
             record_gradient(*told)
         elif told.tape in (tape, -1):
-            _tell(told, log.tapes[tape])
+            _tell(log, told)
     for other in others:
         REAL["TFE_Py_TapeSetAdd"](other)
     if stopped is not REAL["TFE_Py_TapeSetIsStopped"]():
@@ -143,7 +143,7 @@ class _Replay:
         while self.events and (position is None or self.events[0].position <= position):
             event = self.events.pop(0)
             if event.tape not in self.log.asking:
-                _tell(event, self.log.tapes[event.tape] if event.tape >= 0 else None)
+                _tell(self.log, event)
             if self.log.late is not None:
                 self.log.late.append(event)
 
@@ -211,7 +211,8 @@ class _Replay:
             slot.replace(value)
 
 
-def _tell(event: Event, tape: Any) -> None:
+def _tell(log: RegionLog, event: Event) -> None:
+    tape = log.tapes[event.tape] if event.tape >= 0 else None
     if event.what in ("new", "add"):
         REAL["TFE_Py_TapeSetAdd"](tape)
     elif event.what == "remove":
@@ -233,7 +234,7 @@ def _tell(event: Event, tape: Any) -> None:
 def _tensors(op: FlatOp, inputs: list[Any]) -> list[Any]:
     """The arguments of a flat op as a tape hears of them: never as raw values."""
     return [
-        value if source[0] != "c" else as_tensor(value, None if source[2] is None else dtype_of(source[2]))
+        tensor_of(value, source[2]) if source[0] == "c" else value
         for source, value in zip(op.inputs, inputs, strict=True)
     ]
 

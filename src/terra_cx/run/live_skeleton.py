@@ -118,16 +118,17 @@ class LiveSkeleton(Skeleton):
         if number < 0 or not eager or not self._mine():
             return super().tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
         log = self.log
-        recording = number in log.active()
-        if not log.persistent(number):
-            log.consumed.add(number)  # now: a divergence on the way must not rebuild it
-        elif recording and log.tells_of_tensors():
+        persistent = log.persistent(number)
+        recording = persistent and number in log.active()
+        if recording and log.tells_of_tensors():
             recorder = self.diverge(
                 Reason.OPAQUE_UNDER_TAPE,
                 "a persistent tape is asked in its own context after such a computation",
             )
             return recorder.tape_gradient(tape, target, sources, output_gradients, sources_raw, unconnected)
-        apart = nullcontext() if recording or number in log.consumed else set_aside(log, number)
+        if not persistent:
+            log.consumed.add(number)  # now: a divergence on the way must not rebuild it
+        apart = set_aside(log, number) if persistent and not recording else nullcontext()
         with backward.asked(), apart:
             return REAL["TFE_Py_TapeGradient"](
                 tape, target, sources, output_gradients, sources_raw, unconnected
@@ -157,7 +158,7 @@ def _inputs(run: BlockRun, step: Step, args: tuple[Any, ...]) -> list[Any]:
     for index, arg in enumerate(flat):
         if not isinstance(arg, EagerTensor):
             known = bound[index] if index < len(bound) else None
-            flat[index] = known if isinstance(known, EagerTensor) else _converted(arg, dtypes[index])
+            flat[index] = known if isinstance(known, EagerTensor) else native.tensor_of(arg, dtypes[index])
     return flat
 
 
@@ -165,7 +166,3 @@ def _layout(step: Step, args: tuple[Any, ...]) -> tuple[int, ...]:
     """The layout of an op's arguments, as `trace.records.Call` has it."""
     layout: tuple[int, ...] = step.node.call.layout
     return tuple(len(arg) if count >= 0 else -1 for arg, count in zip(args, layout, strict=False))
-
-
-def _converted(value: Any, dtype: int | None) -> Any:
-    return native.as_tensor(value, None if dtype is None else native.dtype_of(dtype))

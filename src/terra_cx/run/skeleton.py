@@ -302,8 +302,7 @@ class Skeleton(Taping):
             if step.needed:
                 self.keep_arguments(run, step)
             if step.op in SHAPE_OPS and not self.shapes_hold(step, args):
-                if not self.graph.relaxed:
-                    self.graph.compute(step.node)
+                self.graph.compute(step.node)
                 raise Diverge(Reason.NEW_SHAPE, of_shape(step, args))
             self.advance(run, step)
             return _unpack(step.pack, step.values)

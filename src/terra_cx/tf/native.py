@@ -63,6 +63,7 @@ __all__ = [
     "strategy",
     "surroundings",
     "tell_of_access",
+    "tensor_of",
     "tensor_shape",
     "unrecorded",
     "wait_for_all",
@@ -238,6 +239,11 @@ def as_tensor(value: object, dtype: Any = None) -> Any:
     if type(value) is np.ndarray and executing_eagerly():
         return constant_op.convert_to_eager_tensor(value, _context.context(), dtype)
     return ops.convert_to_tensor(value, dtype=dtype)
+
+
+def tensor_of(value: object, enum: int | None) -> Any:
+    """`as_tensor`, the dtype given as a ``DataType`` enum value; None for the one that the value has by itself."""
+    return as_tensor(value, None if enum is None else dtype_of(enum))
 
 
 def host_value(tensor: Any) -> np.ndarray[Any, Any]:

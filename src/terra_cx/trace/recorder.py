@@ -295,7 +295,7 @@ class Recorder:
         if not (array or taped) or not native.is_raw(item):
             return item
         try:
-            tensor = native.as_tensor(item, None if array or dtype is None else native.dtype_of(dtype))
+            tensor = native.tensor_of(item, None if array else dtype)
         except (TypeError, ValueError):
             return item  # native code raises what eager raises
         if dtype is not None and tensor._datatype_enum() != dtype:

@@ -381,7 +381,12 @@ class TraceGraph:
             self.version += 1
 
     def compute(self, node: Node) -> None:
-        """What was known of a tensor's shape differs, for only its value tells it: an op of the graph from now on."""
+        """What was known of a tensor's shape differs, for only its value tells it: an op of the graph from now on.
+
+        In a relaxed graph sizes differ by themselves; there `_widen_shapes` has it worked out each time.
+        """
+        if self.relaxed:
+            return
         node.call.kind = Kind.PURE
         node.rev += 1
         self.version += 1
