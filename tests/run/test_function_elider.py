@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from truth import both_ways
 
-from terra_cx.run import call_code, elisions, function_elider
+from terra_cx.run import call_code, elisions, function_elider, skeleton
 
 LATE = 30
 STEPS = 50
@@ -409,6 +409,126 @@ def test_an_exception_of_a_signal_handler_is_the_programs(monkeypatch):
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert counts == [0, 1]
+
+
+def beginnings(program, **settings):
+    """Both ways; how many calls came where no run was open, and how many were elided in all."""
+    came = []
+    own = function_elider.FunctionElider._beginning
+
+    def noted(self, function):
+        came.append(function)
+        return own(self, function)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(function_elider.FunctionElider, "_beginning", noted)
+        report = both_ways(program, **settings)
+    assert sum(anchor["elisions"]["mismatches"] for anchor in report["anchors"]) == 0
+    return len(came), shortened(report)
+
+
+def test_a_call_that_begins_a_step():
+    """One with an array and one with a tensor: nothing else is a function here."""
+
+    def program(see):
+        w = tf.Variable(tf.eye(3))
+        for number, x in enumerate(batches(4, 3)):
+            y = tf.matmul(x.numpy() if number % 2 else x, w)
+            w.assign_add(tf.matmul(x, y, transpose_a=True) * 0.01)
+            see(w)
+
+    came, elided = beginnings(program, co_executed=30)
+    assert came > 20
+    assert elided > 3 * 20, (came, elided)
+
+
+@pytest.mark.parametrize("pace", ["turns", "overlapped"])
+def test_a_call_behind_a_read(pace):
+    """A block ends at each read, and the call that comes then begins the next one."""
+
+    def program(see):
+        w = tf.Variable(tf.eye(3))
+        for x in batches(4, 3):
+            w.assign_add(tf.ones([3, 3]))
+            total = 0.0
+            for _ in range(3):
+                total += float(tf.reduce_sum(tf.matmul(x, w)))
+            see(total)
+
+    came, elided = beginnings(program, pace=pace, co_executed=30)
+    assert came > 80
+    assert elided > 2 * 3 * 20, (came, elided)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_call_that_begins_one_of_two_blocks(every):
+    """One function, one place, two ways on: what is passed decides."""
+
+    def program(see):
+        w, b = tf.Variable(tf.eye(3)), tf.Variable(tf.ones([3, 3]))
+        for number, x in enumerate(batches(4, 3, steps=80)):
+            w.assign_add(tf.ones([3, 3]))
+            see(float(tf.reduce_sum(w)))
+            y = tf.matmul(x, b) - 1.0 if number % every else tf.matmul(x, w) * 2.0
+            b.assign_sub(tf.fill([3, 3], 0.01))
+            see(y)
+
+    came, elided = beginnings(program, co_executed=50)
+    assert elided > 150, (came, elided)
+
+
+def test_a_call_that_begins_a_block_is_changed():
+    """Dtype, shape, value of an array, number, variable: a step that begins otherwise is another step."""
+
+    def program(see):
+        w, other = tf.Variable(tf.eye(3)), tf.Variable(3.0 * tf.eye(3))
+        for number, x in enumerate(batches(4, 3, steps=70)):
+            if number % 11 == 7:
+                x = tf.concat([x, x], 0)
+            y = tf.matmul(x, other if number % 13 == 9 else w)
+            see(tf.reduce_sum(y) * (2.0 if number % 17 == 8 else 3.0))
+            w.assign_add(0.1 * tf.ones([3, 3]))
+
+    came, elided = beginnings(program, co_executed=30)
+    assert elided > 100, (came, elided)
+
+
+@pytest.mark.parametrize("when", ["before its run is made", "before its run is opened"])
+def test_a_signal_handler_has_ops_where_a_call_begins_a_block(monkeypatch, when):
+    """They are before those of the call, and what was prepared for it is given up."""
+    armed, fired = [], []
+
+    def fire():
+        if armed:
+            armed.clear()
+            signal.raise_signal(signal.SIGUSR1)
+
+    def program(see):
+        w, total = tf.Variable(tf.eye(3)), tf.Variable(0.0)
+        before = signal.signal(signal.SIGUSR1, lambda *_: total.assign_add(tf.reduce_sum(w)))
+        try:
+            for number, x in enumerate(batches(4, 3)):
+                armed[:] = [True] if number in (25, LATE, 40) else []
+                see(tf.matmul(x, w))
+                fire()
+                w.assign_add(0.1 * tf.ones([3, 3]))
+                see(total)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    def interrupted(self, *args):
+        fired.extend(armed)
+        fire()
+        return own(self, *args)
+
+    owner, name = {
+        "before its run is made": (function_elider.FunctionElider, "_begun"),
+        "before its run is opened": (skeleton.Skeleton, "begin_with"),
+    }[when]
+    own = getattr(owner, name)
+    monkeypatch.setattr(owner, name, interrupted)
+    both_ways(program, co_executed=20)
+    assert fired
 
 
 def test_a_debugger_sees_all_frames():

@@ -32,7 +32,9 @@ __all__ = ["DUE", "Answer", "answering"]
 
 DUE = "to be compared"
 Answer = Callable[[Any, BlockRun, tuple[Any, ...], dict[str, Any], tuple[Any, ...]], Any]
-"""The code of a call, given the skeleton, its open run, the arguments, and `tf.native.surroundings`.
+"""The code of a call, given the skeleton, the run, the arguments, and `tf.native.surroundings`.
+
+The run is the open one, or one that is opened if the call fits.
 
 It returns the result in a list, or `DUE` if the call is to be run this time, or None if it does not fit; and then it
 has done nothing.
@@ -130,7 +132,9 @@ def _check(text: _Text, call: FunctionCall) -> None:
     for check, value in call.fixed:
         text.unless(_admits(text, check, text.const(value)))
     known = text.const(call)  # not before: a call that is of another kind is compared with none of these
-    text.add(f"if {known}.runs == {known}.due: return DUE")
+    text.add(
+        f"if {known}.runs == {known}.due: return DUE", "if skeleton.run is not run: skeleton.begin_with(run)"
+    )
 
 
 def _admits(text: _Text, check: Check, arg: str) -> str:
@@ -181,7 +185,12 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
     following = steps[last] if last < len(steps) else None
     position, expected = text.const(last), text.const(following)
     # No call and no jump backwards from here to the end of the commit, see `Skeleton.advance`.
-    text.add("if run.frozen: raise Frozen", f"run.pos = {position}", f"skeleton.step = {expected}", *turns)
+    text.add(
+        f"if run.frozen or run.pos != {text.const(first)}: raise Frozen",
+        f"run.pos = {position}",
+        f"skeleton.step = {expected}",
+        *turns,
+    )
     if following is None:
         text.add("if run.block.prompt: skeleton.lull(run)")
     text.add("return answer")

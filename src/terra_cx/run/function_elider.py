@@ -7,10 +7,11 @@ the skeleton itself, the first time it runs at a place.
 
 Guarantees:
 
-* A call is learned only if all its ops lie in the open run and each of their arguments is a tensor or variable that was
-  passed, what an array that was passed is converted to, an output of an earlier op of the call, or a constant that the
-  call made of what is guarded by value; if no tensor's value was read in it, no random number drawn, nothing written,
-  nothing but accesses told to the tapes; and if it returns those ops' outputs.
+* A call is learned only if all its ops lie in one run, the open one or one that it begins, and each of their
+  arguments is a tensor or variable that was passed, what an array that was passed is converted to, an output of an
+  earlier op of the call, or a constant that the call made of what is guarded by value; if no tensor's value was read in
+  it, no random number drawn, nothing written, nothing but accesses told to the tapes; and if it returns those ops'
+  outputs.
 * The second call at a place is compared with the first, later ones at falling frequency. A difference ends it for this
   function at this place, is counted and told.
 * Nothing is committed before everything has been checked.
@@ -31,6 +32,7 @@ from terra_cx.run.elisions import Elisions, next_comparison
 from terra_cx.run.function_calls import FunctionCall, Notes, Unfit, learned
 from terra_cx.tf import native
 from terra_cx.tf.reads import noting_reads
+from terra_cx.trace.tracegraph import Node
 
 if TYPE_CHECKING:
     from terra_cx.run.skeleton import Skeleton
@@ -46,7 +48,7 @@ _INTERNAL = (AttributeError, LookupError, AssertionError, NameError)
 
 @dataclass(slots=True)
 class _Place:
-    """The calls of one function that begin at one step."""
+    """The calls of one function that begin at one step, or, where no run is open, behind one node."""
 
     known: list[FunctionCall] = field(default_factory=list)
     failures: int = 0
@@ -64,24 +66,31 @@ class FunctionElider:
         self._skeleton = skeleton
         self._elisions = elisions
         self._inside = False
+        self._beginnings: dict[tuple[Node, Function], _Place] = {}
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call, elided or run."""
         skeleton = self._skeleton
         step, run = skeleton.step, skeleton.run
-        if step is None or self._inside or (skeleton.scoped and skeleton.placed()):
+        if self._inside or (skeleton.scoped and skeleton.placed()):
             return function.own(*args, **kwargs)
         around = native.surroundings()
         if not around[0]:
             return function.own(*args, **kwargs)
-        place = step.calls.get(function)
-        if place is None:
-            place = step.calls[function] = _Place()
+        if step is not None:
+            place = step.calls.get(function)
+            if place is None:
+                place = step.calls[function] = _Place()
+        else:
+            place = self._beginning(function)
         for known in place.known:
-            answer = self.answered(known, run, args, kwargs, around)
+            answer = self.answered(
+                known, run if step is not None else self._begun(known), args, kwargs, around
+            )
             if type(answer) is list:
                 return answer[0]
-            if skeleton.step is not step:  # a signal handler has issued ops, or the run was handed over
+            if skeleton.step is not step or skeleton.run is not run:
+                # A signal handler has issued ops, or the run was handed over.
                 return function.own(*args, **kwargs)
             if answer is DUE:
                 return self._run(function, place, known, args, kwargs, around)
@@ -89,12 +98,28 @@ class FunctionElider:
             return function.own(*args, **kwargs)
         return self._run(function, place, None, args, kwargs, around)
 
+    def _beginning(self, function: Function) -> _Place:
+        """The calls that begin here, where no run is open: a region begins, or a block has come to its end."""
+        skeleton = self._skeleton
+        where = skeleton.here(), function
+        place = self._beginnings.get(where)
+        if place is None:
+            place = self._beginnings[where] = _Place()
+        for known in [*place.known]:
+            if skeleton.block_for(known.steps[0].node).steps[0] is not known.steps[0]:
+                place.known.remove(known)  # its block was built anew
+        return place
+
+    def _begun(self, known: FunctionCall) -> BlockRun:
+        """The run that a call would begin."""
+        return self._skeleton.begun(known.steps[0].node)
+
     def answered(
         self, known: FunctionCall, run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], around: Any
     ) -> Any:
         """As the code of a known call (`run.call_code.Answer`) says."""
         skeleton = self._skeleton
-        events, before = len(skeleton.log.events), run.pos
+        events, before, opened = len(skeleton.log.events), run.pos, skeleton.run
         try:
             if known.built != skeleton.graph.built:  # gradients may refer to other outputs than before
                 known.answer, known.built = answering(known, run.block.steps, before), skeleton.graph.built
@@ -106,7 +131,7 @@ class FunctionElider:
         except _INTERNAL as error:
             skeleton.failed(error)
             skeleton.functions = None
-            if run.pos != before or skeleton.run is not run:
+            if run.pos != before or skeleton.run is not opened:
                 raise  # half of the call is done: neither can it be run nor answered
             return None
         finally:
@@ -131,9 +156,9 @@ class FunctionElider:
     ) -> Any:
         """Run a call, and see what it does."""
         skeleton = self._skeleton
-        run, log = skeleton.run, skeleton.log
-        assert run is not None
-        first, events = run.pos, len(log.events)
+        log, opened, begins = skeleton.log, skeleton.run, skeleton.step is None
+        first = opened.pos if opened is not None and not begins else 0
+        events = len(log.events)
         self._inside = True
         try:
             with self._noting() as notes:
@@ -143,8 +168,9 @@ class FunctionElider:
         if skeleton.log is not log or not skeleton.in_charge():
             return result  # it diverged
         try:
-            if skeleton.run is not run or len(notes.commits) != run.pos - first:
-                raise Unfit  # a block ends in it
+            run = skeleton.run
+            if run is None or (run is opened) is begins or len(notes.commits) != run.pos - first:
+                raise Unfit  # a block ends in it, or nothing has begun one
             if any(event.what != "access" for event in log.events[events:]) or notes.reads:
                 raise Unfit
             numbers_too = bool(place.known) if compared is None else compared.converts_numbers
@@ -171,6 +197,11 @@ class FunctionElider:
         if found is not None and found.key() == known.key():
             known.runs += 1
             known.due = next_comparison(known.runs)
+            return
+        if found is not None and found.steps[0] is not known.steps[0]:
+            place.known[place.known.index(known)] = (
+                found  # of two blocks that admit it, this is the hotter one now
+            )
             return
         place.known.remove(known)
         place.failures = _ATTEMPTS

@@ -262,6 +262,16 @@ class Skeleton(Taping):
             self.lull(started)
         return started, steps[0]
 
+    def begin_with(self, started: BlockRun) -> None:
+        """Go on with a run that was `begun` here.
+
+        Raises:
+            Frozen: a signal handler has issued ops since.
+        """
+        if self.position() != started.start:
+            raise Frozen
+        self.enter(started, self.here(), started.block.steps[0].node)
+
     def left(self, node: Node) -> None:
         """The open block was left after ``node``; the second time, a cut is made there."""
         node.leaves += 1
