@@ -92,8 +92,8 @@ class Step:
     """The flat ops of the step, as a range."""
     frozen: Any = None
     """The attributes that must be equal, in hashable form."""
-    lists: tuple[int, ...] = ()
-    """Which attributes are lists: an array equals a list of one element, and is none."""
+    types: list[type] = field(default_factory=list)
+    """Of the attributes: an array equals a list of one element, and True is 1, and neither is the other."""
     direct: bool = False
     """Whether it arrives by the fast path and comparing it with ``==`` is exact: the common case."""
     computed: bool = False
@@ -356,9 +356,7 @@ class _Builder:
             )
         )
         block.steps[-1].frozen = freeze(lasting_attrs(node.kind, call.attrs))
-        block.steps[-1].lists = tuple(
-            i for i, value in enumerate(call.attrs) if isinstance(value, (list, tuple))
-        )
+        block.steps[-1].types = [*map(type, call.attrs)]
         plain = all(_is_plain(value) for value in call.attrs[1::2])
         block.steps[-1].direct = plain and call.form == "F" and node.kind is not Kind.DRAW
         block.steps[-1].computed = node.kind in (Kind.PURE, Kind.READ, Kind.WRITE)

@@ -22,6 +22,7 @@ __all__ = [
     "Source",
     "flatten",
     "flatten_arguments",
+    "is_bare",
     "is_conversion",
     "is_telling",
     "normal",
@@ -30,6 +31,7 @@ __all__ = [
 
 _PLAIN = frozenset({Placeholder, EagerTensor, np.ndarray, bool, int, float, str, type(None)})
 """Types of leaves; a call whose arguments are all of these has no structure to look into."""
+_BARE = frozenset({"_tensor_shape", "_keras_mask"})
 _LARGEST = 1 << 20
 """Elements of an array that is passed to an elided call."""
 
@@ -66,6 +68,13 @@ def repeated(leaves: list[Any]) -> list[int]:
                 found.append(number)
             seen.add(id(leaf))
     return found
+
+
+def is_bare(tensor: Any) -> bool:
+    """Whether a tensor carries nothing that Keras reads (a mask, logits), or that the program has put there."""
+    # (`getattr` would ask TensorFlow's own `__getattr__`, which puts together what it has to say first.)
+    attributes = tensor.__dict__
+    return not attributes or (attributes.keys() <= _BARE and attributes.get("_keras_mask") is None)
 
 
 def is_telling(array: np.ndarray[Any, Any]) -> bool:
@@ -115,8 +124,7 @@ class Argument:
             or given._shape_tuple() != spec.shape
         ):
             return False
-        # (`getattr` would ask TensorFlow's own `__getattr__`, which puts together what it has to say first.)
-        return given.__dict__.get("_keras_mask") is None
+        return is_bare(given)
 
 
 @dataclass(slots=True, eq=False)

@@ -68,6 +68,20 @@ class Entry:
             self._hook = None
 
 
+class _Same:
+    """Equal to another one that holds the very same object: an `id` would be given to another object in time."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.held is other.held
+
+    __hash__ = None  # type: ignore[assignment]  # compared, never looked up
+
+
 class Entries:
     """The entries of the libraries that the program has imported."""
 
@@ -109,7 +123,7 @@ class Entries:
 
     def _settings_of_legacy_keras(self) -> Any:
         call = getattr(self._legacy._call_context, "call_context", None)
-        return id(native.strategy()), None if call is None or not call.in_call else (
+        return _Same(native.strategy()), None if call is None or not call.in_call else (
             call.training,
             call.saving,
             call.frozen,
@@ -130,9 +144,9 @@ class Entries:
         found = (
             None if call is None else [(k, v) for k, v in vars(call).items() if k != "entry_layer"],
             None if scope is None else scope.dtype,
-            id(strategy),
-            [(k, id(v)) for k, v in settings.items() if k not in _SKIPPED_SETTINGS and v is not None],
-            [(k, id(v)) for k, v in others.items()],
+            _Same(strategy),
+            [(k, _Same(v)) for k, v in settings.items() if k not in _SKIPPED_SETTINGS and v is not None],
+            [(k, _Same(v)) for k, v in others.items()],
         )
         if call is scope is None:  # what these hold is not told by versions
             self._written.accept()

@@ -3,9 +3,8 @@
 A patched library function, a global setting (``keras.config.set_epsilon``), a method that a subclass was given: each
 changes what a name means where the code that ran looks it up. In modules the names are those that the code itself
 lists and that stand for functions that ran, or for data; in classes those of the methods that ran, looked up from the
-class of their receiver. What they mean is compared by identity: once in a region, not once in a call, for it takes tens
-of microseconds for the calls of a step together. A patch that is applied between two calls of one step is seen in the
-next step.
+class of their receiver. What they mean is compared by identity. That takes tens of microseconds for the calls of a step
+together, so versions are asked first, in each call, whether a module or class was written to at all.
 """
 
 from __future__ import annotations

@@ -15,16 +15,18 @@ import enum
 import functools
 import inspect
 import re
+import sys
 import threading
 import types
 import weakref
 from collections.abc import Callable, Collection, Iterable
 from itertools import chain
-from operator import attrgetter, call, is_, itemgetter
+from operator import attrgetter, call, eq, is_, itemgetter
 from typing import Any
 
 import numpy as np
 
+from terra_cx.elide.names import is_library
 from terra_cx.elide.versions import Versions
 from terra_cx.tf.native import DType, EagerTensorBase, TensorShape
 
@@ -36,14 +38,16 @@ _SMALL = 64
 """Elements of an array that is compared by value."""
 _PLAIN = (int, float, complex, bool, str, bytes, type(None))
 _LEAVES = (
-    *_PLAIN, type, types.BuiltinFunctionType, types.ModuleType, types.CodeType, property,
+    *_PLAIN, type, types.ModuleType, types.CodeType, property,
     types.MappingProxyType, types.EllipsisType, types.NotImplementedType, range, slice, weakref.ref, enum.Enum,
     re.Pattern, inspect.Signature, inspect.Parameter, np.dtype, np.generic, threading.local, np.ufunc,
     type(threading.Lock()), type(threading.RLock()), types.MemberDescriptorType, types.MethodDescriptorType,
-    types.WrapperDescriptorType, types.GetSetDescriptorType, functools._lru_cache_wrapper, DType,
-    TensorShape, EagerTensorBase,
+    types.WrapperDescriptorType, types.GetSetDescriptorType, DType, TensorShape,
+    EagerTensorBase,
 )  # fmt: skip
 """What holds nothing that may change, or is looked after elsewhere; compared by identity where it stands."""
+_HOLDERS = (*_PLAIN, tuple, type, types.ModuleType)
+"""What a built-in function may be bound to without depending on what that holds."""
 
 
 class Unfit(Exception):
@@ -77,7 +81,7 @@ class State:
         # Columns rather than records, so that a check is a few passes in C over all of them (`_as_it_was`).
         self._objects: list[Any] = []
         self._classes: list[type] = []
-        self._sizes: list[int] = []
+        self._names: list[frozenset[str]] = []
         self._getters: list[Callable[[Any], tuple[Any, ...]]] = []
         self._values: list[Any] = []
         self._lists = _Columns(list.__len__, list.__iter__)
@@ -128,8 +132,21 @@ class State:
         if kind is types.FunctionType:
             # What TensorFlow's own functions hold is theirs (dispatchers that are written in C++).
             return () if str(value.__module__).startswith("tensorflow.") else self._closure(value)
+        if kind is types.BuiltinFunctionType:
+            holder = value.__self__
+            if isinstance(holder, _HOLDERS) or type(holder).__name__ == "PyCapsule":
+                return ()
+            raise Unfit(f"it holds a method of a {type(holder).__name__}")
+        if kind is functools._lru_cache_wrapper:
+            module = value.__wrapped__.__module__
+            if is_library(module) or module.partition(".")[0] in sys.stdlib_module_names:
+                return ()
+            raise Unfit("it holds a function of the program's whose results are kept")
         if kind is functools.partial:
-            return (value.func, *value.args, *value.keywords.values())
+            parts = (value.func, value.args, value.keywords)
+            for name, part in zip(("func", "args", "keywords"), parts, strict=True):
+                self._note_slot(value, attrgetter(name), part)
+            return parts
         if issubclass(kind, np.ndarray):
             if value.size > _SMALL or value.dtype == object:
                 raise Unfit("it holds an array")
@@ -173,7 +190,7 @@ class State:
                 getter = itemgetter(*(names if len(names) > 1 else names * 2))
                 self._objects.append(value)
                 self._classes.append(kind)
-                self._sizes.append(len(attributes))
+                self._names.append(frozenset(attributes))
                 self._getters.append(getter)
                 self._values += getter(attributes)
                 inside += [attributes[name] for name in names if name not in self._opaque]
@@ -228,7 +245,7 @@ class State:
         attributes = list(map(_attributes_of, self._objects))
         return (
             all(map(is_, map(type, self._objects), self._classes))
-            and list(map(len, attributes)) == self._sizes
+            and all(map(eq, map(dict.keys, attributes), self._names))
             and all(map(is_, chain.from_iterable(map(call, self._getters, attributes)), self._values))
         )
 
@@ -237,11 +254,11 @@ class State:
         at = 0
         if not all(map(is_, map(type, self._objects), self._classes)):
             return "the class of an object"
-        for value, size, getter in zip(self._objects, self._sizes, self._getters, strict=True):
+        for value, names, getter in zip(self._objects, self._names, self._getters, strict=True):
             attributes = value.__dict__
             now = getter(attributes)
             known = self._values[at : at + len(now)]
-            if len(attributes) != size or not all(map(same, now, known)):
+            if attributes.keys() != names or not all(map(same, now, known)):
                 return _told(value, getter, now, known)
             self._values[at : at + len(now)] = now
             at += len(now)

@@ -169,9 +169,11 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
     if call.accesses:
         where = f"run.start + {text.const(steps[first].position)}"
         text.add(f"skeleton.accessed({text.const(call.accesses)}, {text.const(call.handles)}, {where})")
-    answers = []
+    answers: list[str] = []
     for number, result in enumerate(call.results):
-        if type(result) is int:
+        if result in call.results[:number] and type(result) is int:
+            answers.append(answers[call.results.index(result)])  # one object
+        elif type(result) is int:
             slot = f"s{result - call.steps[0].base}"
             text.add(f"r{number} = _new(Placeholder)", f"r{number}._slot = {slot}")
             answers.append(f"r{number}")

@@ -61,6 +61,8 @@ class _Stretch:
     fixed: list[tuple[Check, Any]] = field(default_factory=list)
     """Checks of what is as it was in the trace; once they have passed, the parameters that they bind are `bound`."""
     bound: list[tuple[int, Any]] = field(default_factory=list)
+    again: list[tuple[Check, Any]] = field(default_factory=list)
+    """Checks of what is as it was in the trace, and has to be what an earlier op binds a parameter to each time."""
     crossing: list[tuple[int, tuple[int, int]]] = field(default_factory=list)
     """Parameters that are outputs of the call's earlier ops: (op, output)."""
     slots: list[tuple[int, Spec, tuple[int, int]]] = field(default_factory=list)
@@ -87,9 +89,6 @@ class Elider:
         self._skeleton = skeleton
         self._elisions = elisions
         self._comparing = False
-        self._checked: tuple[int, int] = (-1, 0)
-        """The region in which names were compared last, and with how many calls known."""
-        self._meanings = False
 
     def call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One library call, elided or run."""
@@ -149,17 +148,10 @@ class Elider:
 
     def _holds(self, call: LibraryCall) -> bool:
         return (
-            self._names_hold()
+            not self._elisions.names.changed()
             and call.ambient == self._elisions.entries.ambient()
             and call.state.changed() is None
         )
-
-    def _names_hold(self) -> bool:
-        region = (self._skeleton.log.number, len(self._elisions.names))
-        if self._checked != region:
-            self._checked = region
-            self._meanings = not self._elisions.names.changed()
-        return self._meanings
 
     # -- eliding -------------------------------------------------------------------------------------------------
     def _elided(self, call: LibraryCall, leaves: list[Any]) -> list[Any] | None:
@@ -205,6 +197,14 @@ class Elider:
             index += stretch.count
             if index < len(call.nodes) and pos + stretch.count < len(run.block.steps):
                 return None  # the block goes on another way
+            while stretch.fixed:
+                check, value = stretch.fixed[-1]
+                if not admits(run, check, value):
+                    return None
+                stretch.bound.append((check[1], run.params[check[1]]))
+                stretch.fixed.pop()
+            for number, value in stretch.bound:
+                run.params[number] = value
             slots = run.slots
             for check, number, dtype in stretch.given:
                 leaf = leaves[number]
@@ -215,14 +215,9 @@ class Elider:
                         return None
                 elif not admits(run, check, leaf):
                     return None
-            while stretch.fixed:
-                check, value = stretch.fixed[-1]
+            for check, value in stretch.again:
                 if not admits(run, check, value):
                     return None
-                stretch.bound.append((check[1], run.params[check[1]]))
-                stretch.fixed.pop()
-            for number, value in stretch.bound:
-                run.params[number] = value
             plan.append((run, stretch))
         return plan
 
@@ -280,6 +275,8 @@ class Elider:
         elif source[0] == "fixed":
             if code == FEED or (code == PARAM and check[2] is True):
                 stretch.fixed.append((check, source[1]))
+            elif code == PARAM:
+                stretch.again.append((check, source[1]))
             return bool(code != LOCAL)
         elif code == PARAM:
             stretch.crossing.append((check[1], (source[1], source[2])))
@@ -345,7 +342,9 @@ class Elider:
 
     @staticmethod
     def _result(call: LibraryCall, leaves: list[Any], made: dict[tuple[int, int], Any]) -> Any:
-        answer = []
+        answer: list[Any] = []
+        given: dict[tuple[int, int], Any] = {}
+        """A tensor that is returned twice is one object."""
         for source in call.results:
             if source[0] == "arg":
                 answer.append(leaves[source[1]])
@@ -354,8 +353,11 @@ class Elider:
             elif source[0] == "copy":
                 answer.append(written_again(source[1]))
             else:
-                thing = made[source[1], source[2]]
-                answer.append(new_placeholder(thing) if type(thing) is Slot else thing)
+                key = source[1], source[2]
+                if key not in given:
+                    thing = made[key]
+                    given[key] = new_placeholder(thing) if type(thing) is Slot else thing
+                answer.append(given[key])
         return answer[0] if call.result is None else call.result.unflatten(answer)
 
     # -- comparing -----------------------------------------------------------------------------------------------

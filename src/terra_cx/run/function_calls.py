@@ -196,7 +196,7 @@ class _Arguments:
             kind = type(leaf)
             if kind is Placeholder or kind is EagerTensor:
                 self._tensor(number, leaf)
-            elif native.is_variable(leaf):
+            elif native.is_plain_variable(leaf):
                 self.same.append((number, leaf, leaf.trainable))
                 self.handles.add(id(leaf.handle))
             elif (kind is np.ndarray and is_telling(leaf)) or (kind is float and numbers_too):

@@ -23,7 +23,7 @@ from typing import Any
 
 from terra_cx.compile.blocks import LIST, LOCAL, Block, Step
 from terra_cx.reasons import Reason
-from terra_cx.run.arguments import SEQUENCES, normalised
+from terra_cx.run.arguments import normalised
 from terra_cx.run.block_run import BlockRun, Draw, Frozen
 from terra_cx.run.checks import admits, bindings, flat_inputs
 from terra_cx.run.differences import of_op, of_shape
@@ -110,9 +110,7 @@ class Skeleton(Taping):
             try:
                 run = self.run  # there is one wherever a step is expected, which types cannot say
                 attrs = args[step.width :]
-                if attrs == step.attrs and (
-                    not step.lists or all(type(attrs[i]) in SEQUENCES for i in step.lists)
-                ):
+                if attrs == step.attrs and [*map(type, attrs)] == step.types:
                     slots = run.slots  # type: ignore[union-attr]
                     for check, arg in zip(step.checks, args, strict=False):
                         if check[0] == LOCAL:  # `admits` without the call: most arguments are of this kind

@@ -49,6 +49,7 @@ __all__ = [
     "executing_eagerly",
     "fast_path",
     "host_value",
+    "is_plain_variable",
     "is_raw",
     "is_variable",
     "on_host",
@@ -85,6 +86,7 @@ HostCallbacks: Any = script_ops.FuncRegistry
 call_host: Callable[..., Any] = HostCallbacks.__call__
 """That call, as it was before any hook."""
 ResourceVariable: type = resource_variable_ops.BaseResourceVariable
+_PLAIN_VARIABLES = (resource_variable_ops.ResourceVariable, resource_variable_ops._UnreadVariable)
 DType: type = dtypes.DType
 TensorShape: type = tensor_shape.TensorShape
 
@@ -195,6 +197,11 @@ def wait_for_all() -> None:
 def is_variable(value: object) -> bool:
     """Whether the native fast path would read ``value`` as a resource variable."""
     return isinstance(value, ResourceVariable)
+
+
+def is_plain_variable(value: object) -> bool:
+    """Whether ``value`` is a resource variable of TensorFlow's own kind: reading one of a subclass may run its code."""
+    return type(value) in _PLAIN_VARIABLES
 
 
 def fast_path(ctx: Any, op: str, name: str | None, *args: Any) -> Any:

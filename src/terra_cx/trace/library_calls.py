@@ -17,6 +17,7 @@ from terra_cx.elide.calls import (
     Source,
     flatten,
     flatten_arguments,
+    is_bare,
     is_conversion,
     is_telling,
     normal,
@@ -283,13 +284,13 @@ class _Noted:
 
     def _result(self, leaf: Any) -> Source:
         if isinstance(leaf, EagerTensor):
-            if (
-                vars(leaf).keys() - {"_tensor_shape", "_keras_mask"}
-                or getattr(leaf, "_keras_mask", None) is not None
-            ):
+            if not is_bare(leaf):
                 raise Unfit("it returns a tensor with attributes")
             ref = self._recorder.known_as(leaf)
-            return self._source(ref) if isinstance(ref, (Local, Known, Ext)) else self._outer(leaf)
+            source = self._source(ref) if isinstance(ref, (Local, Known, Ext)) else self._outer(leaf)
+            if source[0] == "array":
+                raise Unfit("it returns the tensor that it has made of an array")
+            return source
         if id(leaf) in self._numbers:
             return ("arg", self._numbers[id(leaf)])
         if id(leaf) in self._reached or isinstance(leaf, (int, float, str, bool, type(None))):
@@ -307,8 +308,8 @@ def _line(calls: Sequence[Call]) -> str:
 
 def _argument(leaf: Any) -> Argument:
     if isinstance(leaf, EagerTensor):
-        if getattr(leaf, "_keras_mask", None) is not None:
-            raise Unfit("a tensor with a mask is passed to it")
+        if not is_bare(leaf):
+            raise Unfit("a tensor with attributes (a mask, logits) is passed to it")
         return Argument(Spec(leaf._datatype_enum(), leaf._shape_tuple()))
     if isinstance(leaf, np.ndarray):
         return Argument(Spec(native.as_tensor(leaf)._datatype_enum(), leaf.shape), leaf.dtype, leaf.tobytes())
