@@ -346,3 +346,46 @@ def test_a_source_of_a_gradient_may_have_other_sizes_when_nothing_was_computed_f
         return [u, v, *kept]
 
     both_ways(program)
+
+
+def test_seeds_are_set_before_each_run_of_a_loop():
+    """That is in the last step of the run before, and no reason to give the loop up."""
+
+    def program(see):
+        rng = np.random.default_rng(1)
+        for run in range(5):
+            tf.random.set_seed(run)
+            w = tf.Variable(tf.random.normal([6, 6]))
+            for _ in range(30):
+                x = rng.normal(size=(16, 6)).astype("float32")
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.nn.dropout(tf.tanh(x @ w), 0.1) ** 2)
+                w.assign_sub(0.05 * (run + 1) * tape.gradient(loss, w))
+                see(loss)
+
+    report = both_ways(program, co_executed=90)
+    assert [anchor["given_up"] for anchor in report["anchors"]] == [None]
+    assert any(fallback["reason"] == "native-effect" for fallback in report["fallbacks"])
+
+
+@pytest.mark.parametrize("late", [6, 15])
+def test_a_recursion_without_end_takes_a_tensor_along(late):
+    """TensorFlow's constructor of tensors crashes where it meets the limit of the stack itself."""
+
+    def down(x):
+        return down(x + 1)
+
+    def program(see):
+        w = tf.Variable(tf.fill([3, 3], 0.1))
+        for step in range(25):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.tanh(w) ** 2)
+            w.assign_sub(0.1 * tape.gradient(loss, w))
+            if step == late:
+                try:
+                    down(loss)
+                except RecursionError:
+                    see("caught")
+            see(loss)
+
+    both_ways(program)

@@ -33,7 +33,7 @@ _BY_REASON: Mapping[str, str] = {
     Reason.GRADIENT_EFFECT: "let the body of the tf.function be plain Python: it is compiled with the step",
     Reason.OPAQUE_UNDER_TAPE: "call it before the tape is opened, or let the body of the tf.function be plain Python",
     Reason.TAPE_ACROSS_REGIONS: "open and ask a tape within one step",
-    Reason.NATIVE_EFFECT: "set seeds before the loop",
+    Reason.NATIVE_EFFECT: "set seeds outside of the step",
     Reason.UNSETTLED: "make variables before the loop, and bucket shapes, so that steps repeat",
     Reason.DIVERGES: "see the divergences of its lines: something new happens in most steps",
     Reason.DOES_NOT_PAY: "read values less often: keep losses as tensors, and print every tenth",

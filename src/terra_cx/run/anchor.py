@@ -33,6 +33,8 @@ to go each of them once."""
 _MOST_AT_TAPES = 8
 """Regions in a row that diverged at a tape, after which its gradients are taken op by op: one that is asked about
 tensors whose shape only their values tell, or by a `tf.function`, can be known in no other way."""
+_MOST_REFUSED = 2
+"""Regions in a row that may change what ops do; with the next one it is part of the step."""
 _AT_TAPES = frozenset({Reason.NEW_GRADIENT, Reason.TAPE_QUERY})
 NEW_SIZES = 256
 """Regions at sizes that no region had before which do not count where the pace is chosen."""
@@ -121,6 +123,8 @@ class ActiveAnchor:
     co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
     new_sizes: int = 0
     """Regions so far that had sizes which none before had."""
+    _refused: int = 0
+    """Regions in a row that changed what ops do."""
     _at_tapes: int = 0
     """Regions in a row that diverged at a tape."""
     _patience: int = _PATIENCE
@@ -168,7 +172,7 @@ class ActiveAnchor:
     def traced(self, changed: bool) -> None:
         """A traced region was merged; decide whether the graph is stable."""
         self.regions["traced"] += 1
-        self.outgrown = 0
+        self.outgrown = self._refused = 0
         if changed:
             self.settled = 0
             self.unsettled += 1
@@ -203,6 +207,26 @@ class ActiveAnchor:
         """Whether it is the gradients that never settle: taken op by op, there are no more of them than ops."""
         return self.live_tapes is None and any(node.kind is Kind.GRADIENT for node in self.graph)
 
+    def refused(self, reason: Reason, detail: str, seconds: float | None) -> None:
+        """A region did what cannot be part of a step. What changes what ops do may belong to what lies between loops.
+
+        (Seeds that are set before each fold of a cross-validation are set in the last region of the fold before.)
+
+        Args:
+            reason: what it did.
+            detail: the same in words.
+            seconds: how long it took, if it was co-executed until then.
+        """
+        if reason is not Reason.NATIVE_EFFECT or self._refused == _MOST_REFUSED:
+            self.fell_back(reason, self.line, detail)
+            self.give_up(reason, detail)
+            return
+        self._refused += 1
+        if seconds is not None:
+            self.co_executed(seconds, False)  # the fallback was counted where it diverged
+        else:
+            self.fell_back(reason, self.line, detail)
+
     def outgrew(self) -> None:
         """A traced region had too many ops. Once may be an evaluation within; twice in a row it is the step."""
         self.regions["traced"] += 1
@@ -224,7 +248,7 @@ class ActiveAnchor:
         self._recent.append(whole)
         if whole:
             self.co_times.append(seconds)
-            self._at_tapes = 0
+            self._at_tapes = self._refused = 0
         elif self._at_tapes >= _MOST_AT_TAPES and self._can_go_live():
             self.go_live(Reason.UNSETTLED, f"{self._at_tapes} steps in a row diverged at their tape")
             return

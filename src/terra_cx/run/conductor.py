@@ -352,8 +352,7 @@ class Conductor:
             if reason in NEEDS_LIVE_TAPES:
                 anchor.go_live(reason, detail)
             else:
-                anchor.fell_back(reason, anchor.line, detail)
-                anchor.give_up(reason, detail)
+                anchor.refused(reason, detail, seconds if diverged else None)
             return
         if not diverged and self.warming.taken_up(anchor, recorder):
             return

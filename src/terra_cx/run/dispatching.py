@@ -26,6 +26,7 @@ from terra_cx.run.region_log import RegionLog
 from terra_cx.tf import native
 from terra_cx.tf.native import REAL
 from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.room import have_room
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
@@ -52,28 +53,6 @@ def _measure_base() -> int:
 
 
 _SLOT_BASE = _measure_base()
-
-
-_ROOM = 30
-"""Frames that executing a run, or handing it over, takes at most."""
-
-
-def _have_room() -> None:
-    """Have the interpreter raise RecursionError now, if `_ROOM` more frames do not fit.
-
-    Native code between two frames may count as well, which nobody can ask for: only if there are few frames is it
-    certain without trying.
-    """
-    try:
-        sys._getframe(sys.getrecursionlimit() // 4 - _ROOM)
-    except ValueError:
-        return
-    _descend(_ROOM)
-
-
-def _descend(frames: int) -> None:
-    if frames:
-        _descend(frames - 1)
 
 
 class Dispatching:
@@ -213,7 +192,7 @@ class Dispatching:
         if run.pos == 0:  # its first op raised in Python's hands: nothing was validated
             self.run = self.step = None
             return
-        _have_room()
+        have_room()
         run.frozen = True  # should Ctrl-C leave it open once it is on its way, no op may be added to it
         block = run.block
         if (last or (run.complete and not block.nodes[-1].succ)) and not self.log.askable():
@@ -332,7 +311,7 @@ class Dispatching:
         Raises:
             RecursionError: the program's stack is so full that a run might be left half-way; nothing was done.
         """
-        _have_room()
+        have_room()
         handover = self.handover
         if handover.held_are_quick() and native.executing_eagerly() and _tapes_empty() and not self.placed():
             self._meanwhile_busy(handover.execute_held)

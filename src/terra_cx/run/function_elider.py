@@ -32,6 +32,7 @@ from terra_cx.run.elisions import Elisions, next_comparison
 from terra_cx.run.function_calls import FunctionCall, Notes, Unfit, learned
 from terra_cx.tf import native
 from terra_cx.tf.reads import noting_reads
+from terra_cx.tf.room import have_room
 from terra_cx.trace.tracegraph import Node
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class FunctionElider:
         """One call, elided or run."""
         skeleton = self._skeleton
         step, run = skeleton.step, skeleton.run
+        have_room()
         if self._inside or (skeleton.scoped and skeleton.placed()):
             return function.own(*args, **kwargs)
         around = native.surroundings()

@@ -24,6 +24,7 @@ from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail, has_foreign_gr
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices, on_host
 from terra_cx.tf.opdefs import DISCRETE, SHAPE_OPS, Kind, arg_layout, classify, inferred_attrs, input_dtypes
 from terra_cx.tf.placeholder import Placeholder, resolve_all
+from terra_cx.tf.room import have_room
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.keys import BACKWARD
 from terra_cx.trace.records import Call, Captured, Const, Ext, Known, Local, Ref, Resource, TapeEvent, Trace
@@ -546,6 +547,7 @@ class Recorder:
 
     def function_call(self, function: Any, args: Any, kwargs: Any) -> Any:
         """A call of a function of TensorFlow's (`elide.functions`): as it is."""
+        have_room()
         return function.own(*args, **kwargs)
 
     def query(self, name: str, *args: Any) -> Any:

@@ -220,17 +220,23 @@ class Survey:
     def _join(self, stack: _Stack) -> None:
         """Add the running scopes that are not known: begun before the survey, or suspended since."""
         known = {(scope.anchor.id, scope.frame) for scope in self._scopes}
-        for frame, (code, offset) in stack.items():
-            found = [
+        files = self._user_files()
+        caller: tuple[int, CodeType | None] = (0, None)
+        direct = True
+        for frame, (code, offset) in stack.items():  # one pass: a recursion may be hundreds of frames deep
+            self._scopes += [
                 _Scope(self._table[loop], frame, code, partial=True)
                 for loop in self._table.loops(code)
-                if self._table.covers(loop, offset)
+                if (loop, frame) not in known and self._table.covers(loop, offset)
             ]
             function = self._table.function(code)
-            if function is not None:
-                found.append(self._function(self._table[function], stack, frame))
-                found[-1].partial = True
-            self._scopes += [scope for scope in found if (scope.anchor.id, scope.frame) not in known]
+            if function is not None and (function, caller[0]) not in known:
+                called = _Scope(self._table[function], *caller, repeats=not (direct and caller[0]))
+                called.partial = True
+                self._scopes.append(called)
+            direct = code.co_filename in files
+            if direct:
+                caller = frame, code
         self._sort(stack)
 
     def _sort(self, stack: _Stack) -> None:
@@ -247,18 +253,23 @@ class Survey:
 
         It is known by the nearest user frame that led to the call, which successive calls have in common.
         """
-        if self._files_of != len(self._table):
-            self._files = {anchor.filename for anchor in self._table if self._is_user(anchor.filename)}
-            self._files_of = len(self._table)
+        files = self._user_files()
         direct = True
         callers = list(stack.items())
         while callers.pop()[0] != frame:
             pass
         for caller, (code, _) in reversed(callers):
-            if code.co_filename in self._files:
+            if code.co_filename in files:
                 return _Scope(anchor, caller, code, repeats=not direct)
             direct = False
         return _Scope(anchor, 0, None)
+
+    def _user_files(self) -> set[str]:
+        """The files of the program's own code that has anchors."""
+        if self._files_of != len(self._table):
+            self._files = {anchor.filename for anchor in self._table if self._is_user(anchor.filename)}
+            self._files_of = len(self._table)
+        return self._files
 
     def _drop(self, scopes: Iterable[_Scope]) -> None:
         """Scopes have ended, or are suspended below others; their unfinished rounds are none."""
