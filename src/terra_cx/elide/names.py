@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, itemgetter
 from types import CodeType
 from typing import Any
 
@@ -132,7 +132,7 @@ class Names:
             modules = [mapping for mapping, names in self._wanted.values() if names]
             self._written = Versions(dicts=[*modules, *of_classes(self._methods)])
         stands = self._written.stand()
-        if stands and all(map(is_, map(_line_of, self._methods), self._lines)):
+        if stands and list(map(_line_of, self._methods)) == self._lines:  # the same tuples are not looked into
             return False
         try:
             # Compared with ``==``, which takes what is identical for equal: functions, classes and modules are no more.
