@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -389,3 +392,41 @@ def test_a_recursion_without_end_takes_a_tensor_along(late):
             see(loss)
 
     both_ways(program)
+
+
+def test_models_that_were_replaced_are_let_go():
+    """A sweep over models: what is known of one must not keep it alive for ever."""
+    alive = []
+
+    def program(see):
+        rng, models = np.random.default_rng(1), []
+        for _ in range(14):
+            layer = keras.layers.Dense(3, kernel_initializer=keras.initializers.Constant(0.1))
+            models.append(weakref.ref(layer))
+            for _ in range(24):
+                x = rng.normal(size=(4, 3)).astype("float32")
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(layer(x) ** 2)
+                weights = layer.trainable_variables
+                for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
+                    weight.assign_sub(0.1 * gradient)
+                see(loss)
+        gc.collect()
+        alive.append(sum(model() is not None for model in models))
+
+    both_ways(program, co_executed=60)
+    eager, co = alive
+    print("ALIVE", alive)
+    assert eager == 1
+    assert co <= 6
+
+
+def test_what_never_settles_is_named():
+    def program(see):
+        w = tf.Variable(tf.eye(3))
+        for step in range(50):
+            w.assign_sub(0.1 * tf.debugging.check_numerics(tf.tanh(w), f"step {step}"))
+            see(w)
+
+    (anchor,) = both_ways(program, co_executed=0)["anchors"]
+    assert "something new, the last CheckNumerics at test_found.py:" in anchor["given_up"]

@@ -35,6 +35,9 @@ _MOST_AT_TAPES = 8
 tensors whose shape only their values tell, or by a `tf.function`, can be known in no other way."""
 _MOST_REFUSED = 2
 """Regions in a row that may change what ops do; with the next one it is part of the step."""
+_MOST_REPLACED = 4
+"""Fallbacks at a variable that was another one, after which the step is learned anew: a model that the program has made
+in the place of another would be known beside it for ever, and both be kept alive."""
 _AT_TAPES = frozenset({Reason.NEW_GRADIENT, Reason.TAPE_QUERY})
 NEW_SIZES = 256
 """Regions at sizes that no region had before which do not count where the pace is chosen."""
@@ -125,6 +128,8 @@ class ActiveAnchor:
     """Regions so far that had sizes which none before had."""
     _refused: int = 0
     """Regions in a row that changed what ops do."""
+    _replaced: int = 0
+    """Fallbacks at other variables since the step was learned."""
     _at_tapes: int = 0
     """Regions in a row that diverged at a tape."""
     _patience: int = _PATIENCE
@@ -169,7 +174,7 @@ class ActiveAnchor:
         self._blocks.clear()
         self._versions.clear()
 
-    def traced(self, changed: bool) -> None:
+    def traced(self, changed: bool, newest: Node | None) -> None:
         """A traced region was merged; decide whether the graph is stable."""
         self.regions["traced"] += 1
         self.outgrown = self._refused = 0
@@ -187,7 +192,10 @@ class ActiveAnchor:
                 Reason.UNSETTLED, f"{self.unsettled} steps in a row asked for a gradient of another history"
             )
         elif self.unsettled >= MAX_UNSETTLED:
-            self.give_up(Reason.UNSETTLED, f"{self.unsettled} traced regions in a row each did something new")
+            last = "" if newest is None else f", the last {newest.call.op} at {os.path.basename(newest.line)}"
+            self.give_up(
+                Reason.UNSETTLED, f"{self.unsettled} traced regions in a row each did something new{last}"
+            )
 
     def warm_started(self) -> None:
         """The TraceGraph is known from another process; the region that was traced has bound it."""
@@ -252,6 +260,10 @@ class ActiveAnchor:
         elif self._at_tapes >= _MOST_AT_TAPES and self._can_go_live():
             self.go_live(Reason.UNSETTLED, f"{self._at_tapes} steps in a row diverged at their tape")
             return
+        if self._replaced >= _MOST_REPLACED:
+            patience = self._patience
+            self._learn_anew()
+            self._patience = patience  # a step that makes variables each time is given up as any other
         tried = self.regions["co_executed"] + self.regions["diverged"]
         if tried >= self._patience and sum(self._recent) < _WINDOW // 2:
             reasons = ", ".join(sorted({f"{f.reason} at {f.line}" for f in self.fallbacks.values()})[:3])
@@ -292,7 +304,7 @@ class ActiveAnchor:
             self.graph.max_nodes, relaxed=self.relaxed is not None, folded=self.live_tapes is not None
         )
         self.graph.rolled.update(rolled)
-        self.unsettled = 0
+        self.unsettled = self._replaced = 0
         self._patience = self.regions["co_executed"] + self.regions["diverged"] + _PATIENCE
         self.retrace()
 
@@ -310,6 +322,7 @@ class ActiveAnchor:
             found = self.fallbacks[reason, line] = Fallback(reason, line, str(detail))
         found.count += 1
         if isinstance(detail, Difference):
+            self._replaced += detail.what == "variable"
             found.met(detail.seen_from(line))
         return found
 

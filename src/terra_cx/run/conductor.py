@@ -375,7 +375,7 @@ class Conductor:
         else:
             # Of a folded graph ways meet at every op: there is no end of edges, though all nodes are known.
             new = result.nodes or result.widened if anchor.graph.folded else not result.nothing_new
-            anchor.traced(bool(new))
+            anchor.traced(bool(new), result.newest)
 
     # -- divergence ----------------------------------------------------------------------------------------------
     def on_divergence(self, skeleton: Skeleton, divergence: Diverge) -> Any:

@@ -120,6 +120,8 @@ class MergeResult:
     nodes: int = 0
     edges: int = 0
     widened: int = 0
+    newest: Node | None = None
+    """The last one that is new, or that was widened."""
     outgrown: Call | None = None
     """An op that has too many shapes: nothing was merged, the graph should be relaxed."""
     endless: Call | None = None
@@ -260,7 +262,10 @@ class TraceGraph:
     def _op(self, previous: Node, key: Key, call: Call, passage: Passage, result: MergeResult) -> Node:
         node = self._find(previous, key)
         if node is not None:
-            result.widened += self._widen(node, call, passage)
+            widened = self._widen(node, call, passage)
+            if widened:
+                result.widened += widened
+                result.newest = node
             return node
         if key.variadic:
             call.kind = Kind.OWNER  # no block has parameters whose number varies
@@ -273,6 +278,7 @@ class TraceGraph:
             node.rules[index].raw = raw
         self._judge(node)
         result.nodes += 1
+        result.newest = node
         return node
 
     def _gradient(self, place: Any, call: Call, passage: Passage, result: MergeResult) -> Node:
@@ -283,6 +289,7 @@ class TraceGraph:
             node = self._add(place, signature, call)
             self.gradients.add(node, place, signature, passage)
             result.nodes += 1
+            result.newest = node
             self._histories[call.site.path] += 1
             if self._histories[call.site.path] > HISTORIES:
                 result.endless = call
