@@ -11,6 +11,7 @@ Source: ``tensorflow/python/eager/backprop.py``, ``GradientTape.gradient``; ``im
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,9 @@ _method = Replaced(backprop.GradientTape, "gradient", backprop)
 _imperative_grad = imperative_grad.imperative_grad
 _is_variable = resource_variable_ops.is_resource_variable
 _ResourceVariable = resource_variable_ops.ResourceVariable
-_plain: dict[int, Any] = {}
-"""Handles that were looked at, by `id`: floating and not packed. A variable has its handle for life."""
+_plain: dict[int, weakref.ref[Any]] = {}
+"""Handles that were looked at, by `id`: floating and not packed. A variable has its handle for life, and its value is
+freed with it."""
 _MOST = 10_000
 _DTYPES = frozenset({"float32", "float64", "bfloat16", "float16"})
 
@@ -71,13 +73,14 @@ def _handles(sources: list[Any] | tuple[Any, ...]) -> list[Any] | None:
             handle = source.handle
         else:
             return None
-        if _plain.get(id(handle)) is not handle:
+        known = _plain.get(id(handle))
+        if known is None or known() is not handle:
             dtype = source.dtype  # a string for a variable of Keras
             if getattr(dtype, "name", dtype) not in _DTYPES or handle.is_packed:
                 return None
             if len(_plain) > _MOST:
                 _plain.clear()
-            _plain[id(handle)] = handle
+            _plain[id(handle)] = weakref.ref(handle)
         handles.append(handle)
     return handles
 
