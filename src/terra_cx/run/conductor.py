@@ -162,7 +162,8 @@ class Conductor:
             self.boundary.use(self.boundary.passive)
             self.switch.restore()
             return
-        if anchor.stage is Stage.CO and anchor.elisions is not None and anchor.elisions.due():
+        notes = anchor.stage is Stage.CO and anchor.elisions is not None and anchor.elisions.due()
+        if notes or native.told_of_ops():
             self.drain()
             self._record(anchor)
             return
