@@ -79,8 +79,6 @@ class _Same:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.held is other.held
 
-    __hash__ = None  # type: ignore[assignment]  # compared, never looked up
-
 
 class Entries:
     """The entries of the libraries that the program has imported."""

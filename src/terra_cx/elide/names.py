@@ -132,9 +132,8 @@ class Names:
             modules = [mapping for mapping, names in self._wanted.values() if names]
             self._written = Versions(dicts=[*modules, *of_classes(self._methods)])
         stands = self._written.stand()
-        if (
-            stands and list(map(_line_of, self._methods)) == self._lines
-        ):  # the same tuples are not looked into
+        # (Comparing a line with itself does not look into it.)
+        if stands and list(map(_line_of, self._methods)) == self._lines:
             return False
         try:
             # Compared with ``==``, which takes what is identical for equal: functions, classes and modules are no more.

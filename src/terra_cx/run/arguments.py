@@ -14,9 +14,9 @@ from terra_cx.tf.native import EagerTensor, FallbackException
 from terra_cx.tf.opdefs import arg_layout
 from terra_cx.tf.placeholder import Placeholder
 
-__all__ = ["SEQUENCES", "normalised"]
+__all__ = ["normalised"]
 
-SEQUENCES = (list, tuple)
+_SEQUENCES = (list, tuple)
 _RAW = (int, float, bool, complex, str, bytes, np.ndarray, np.generic, type(None))
 
 
@@ -32,14 +32,14 @@ def normalised(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     inputs: list[Any] = []
     changed = False
     for arg, (_, _, _, many) in zip(args, rows, strict=False):
-        one = not isinstance(arg, SEQUENCES)
+        one = not isinstance(arg, _SEQUENCES)
         for item in (arg,) if one else arg:
             kind = type(item)
             if kind is Placeholder or kind is EagerTensor:
                 if one or many:
                     continue
                 raise FallbackException("terra-cx: tensors in a list are packed by an op of their own")
-            if isinstance(item, SEQUENCES):
+            if isinstance(item, _SEQUENCES):
                 if _holds_tensor(item):
                     raise FallbackException("terra-cx: tensors in a list are packed by an op of their own")
             elif not isinstance(item, _RAW) and not native.is_variable(item):
@@ -51,6 +51,6 @@ def normalised(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, SEQUENCES):
+    if isinstance(value, _SEQUENCES):
         return any(_holds_tensor(item) for item in value)
     return isinstance(value, EagerTensor)

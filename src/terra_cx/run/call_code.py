@@ -170,15 +170,16 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
         where = f"run.start + {text.const(steps[first].position)}"
         text.add(f"skeleton.accessed({text.const(call.accesses)}, {text.const(call.handles)}, {where})")
     answers: list[str] = []
+    placeholders: dict[int, str] = {}
+    """By flat output: a tensor that is returned twice is one object."""
     for number, result in enumerate(call.results):
-        if result in call.results[:number] and type(result) is int:
-            answers.append(answers[call.results.index(result)])  # one object
-        elif type(result) is int:
-            slot = f"s{result - call.steps[0].base}"
-            text.add(f"r{number} = _new(Placeholder)", f"r{number}._slot = {slot}")
-            answers.append(f"r{number}")
-        else:
+        if type(result) is not int:
             answers.append(text.const(result))
+            continue
+        if result not in placeholders:
+            made = placeholders[result] = f"r{number}"
+            text.add(f"{made} = _new(Placeholder)", f"{made}._slot = s{result - call.steps[0].base}")
+        answers.append(placeholders[result])
     answer = f"[{', '.join(answers)}]"
     if call.pack is not None:
         answer = f"[{text.const(call.pack)}({answer})]"

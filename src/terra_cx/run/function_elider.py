@@ -201,9 +201,8 @@ class FunctionElider:
             known.due = next_comparison(known.runs)
             return
         if found is not None and found.steps[0] is not known.steps[0]:
-            place.known[place.known.index(known)] = (
-                found  # of two blocks that admit it, this is the hotter one now
-            )
+            # Of two blocks that admit it, this is the hotter one now.
+            place.known[place.known.index(known)] = found
             return
         place.known.remove(known)
         place.failures = _ATTEMPTS
