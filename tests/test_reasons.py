@@ -161,11 +161,6 @@ def levels_do_not_compile(monkeypatch):
     monkeypatch.setattr(leveling, "function_at", fails)
 
 
-def placed(number, w, x):
-    with tf.device("CPU:0"):
-        return w @ x
-
-
 PROGRAMS = {
     Reason.NEW_OP: (loop(another_op), {}),
     Reason.NEW_ARGUMENTS: (loop(another_shape), {}),
@@ -174,7 +169,6 @@ PROGRAMS = {
     Reason.NEW_GRADIENT: (loop(another_history), {}),
     Reason.TAPE_QUERY: (loop(a_function_late), {}),
     Reason.INTERNAL_ERROR: (loop(another_op), {"patch": validation_fails, "failures": True}),
-    Reason.DEVICE_SCOPE: (loop(placed), {"patch": scopes_matter}),
     Reason.USER_GRADIENT: (loop(a_custom_gradient), {}),
     Reason.GRADIENT_EFFECT: (loop(a_gradient_with_an_unknown_op), {"patch": tanh_grad_is_unknown}),
     Reason.OPAQUE_UNDER_TAPE: (loop(a_copy_under_a_tape), {}),

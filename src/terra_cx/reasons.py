@@ -31,8 +31,6 @@ class Reason(StrEnum):
     INTERNAL_ERROR = "internal-error"
     """terra-cx failed."""
 
-    DEVICE_SCOPE = "device-scope"
-    """An op was placed by a device scope."""
     USER_GRADIENT = "user-gradient"
     """A gradient runs code of the program, which may decide by anything."""
     GRADIENT_EFFECT = "gradient-effect"

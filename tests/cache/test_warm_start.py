@@ -16,7 +16,7 @@ import tensorflow as tf
 from truth import run_once
 
 from terra_cx import cli
-from terra_cx.cache.store import entries
+from terra_cx.cache.store import VERSION, entries
 
 
 def batches(steps=32):
@@ -220,7 +220,7 @@ def foreign(path):
 
 
 def of_the_future(path):
-    path.write_bytes(path.read_bytes().replace(b"cache 1\n", b"cache 2\n", 1))
+    path.write_bytes(path.read_bytes().replace(b"cache %d\n" % VERSION, b"cache %d\n" % (VERSION + 1), 1))
 
 
 @pytest.mark.parametrize("damage", [damaged, foreign, of_the_future])

@@ -6,13 +6,15 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import keras
 import pytest
+import tensorflow as tf
 
 from terra_cx.check import readers
 from terra_cx.check.readers import Readers
 from terra_cx.observe.importer import UserCode
 
-SITE = "/usr/lib/python3/site-packages/"
+SITE = str(Path(keras.__file__).parents[1]) + "/"
 OPS = SITE + "tensorflow/python/framework/ops.py"
 VARIABLE = SITE + "tensorflow/python/ops/resource_variable_ops.py"
 CORE = SITE + "keras/src/backend/tensorflow/core.py"
@@ -85,6 +87,14 @@ def test_reads_of_the_library(inner, line):
 def test_a_read_by_user_code_that_the_library_calls(line):
     stack = [("train.py", "fit"), (SITE + "keras/src/x.py", "call"), ("train.py", "call")]
     assert line(*stack, (OPS, "_EagerTensorBase.numpy")) == ("train.py", 2)
+
+
+def test_libraries_are_where_they_were_imported_from(line, monkeypatch):
+    monkeypatch.setattr(tf, "__file__", "/opt/parts/tensorflow/__init__.py")  # `pip install --target`, say
+    read = "/opt/parts/tensorflow/python/framework/ops.py", "_EagerTensorBase.numpy"
+    assert line(("train.py", "step"), read) == ("train.py", 2)
+    library = "/opt/parts/tensorflow/python/ops/math_grad.py", "_SumGrad"
+    assert line(("train.py", "step"), library, read) is None
 
 
 def test_named_places_exist_in_the_installed_libraries():

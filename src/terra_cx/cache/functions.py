@@ -83,7 +83,7 @@ def _digest(block: Block, writer: Writer) -> str:
     ops = []
     for op in block.ops:
         attrs, inputs = [packed(value) for value in op.attrs], [source(given) for given in op.inputs]
-        ops.append([op.op, op.form, attrs, list(op.layout), op.kind.value, inputs, op.base])
+        ops.append([op.op, op.form, attrs, list(op.layout), op.kind.value, inputs, op.base, op.device])
     params = [[spec.dtype, spec.shape] for spec in block.params]
     text = json.dumps([ops, params, sorted(block.draws.items())])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

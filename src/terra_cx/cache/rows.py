@@ -38,7 +38,7 @@ _FREE = (Kind.OWNER, Kind.SOURCE)
 
 # The columns of a call's row.
 OP, FORM, KIND, ATTRS, LAYOUT, INPUTS, IN_SPECS, OUTPUTS, PACK, SITE = range(10)
-POSITION, NAME, VALUES, INNER, RESULTS, RAWS, READS, EVENTS, NODE = range(10, 19)
+POSITION, NAME, VALUES, INNER, RESULTS, RAWS, READS, EVENTS, NODE, DEVICE = range(10, 20)
 # The columns of a site.
 PATH, LOOPS, ORDINAL, LINE = range(4)
 
@@ -195,7 +195,7 @@ class Writer:
             list(call.layout),
             [self._ref(ref, free=free) for ref in call.inputs],
             [_spec(spec) for spec in call.input_specs],
-            [_spec(spec) for spec in call.outputs],
+            [[*_spec(spec), spec.device] for spec in call.outputs],
             call.pack,
             self._site(call.site),
             call.position,
@@ -210,6 +210,7 @@ class Writer:
             [self._ref(ref) for ref in call.reads],
             call.events,
             None if call.node is None else call.node.id,
+            call.device,
         ]
 
     def _result(self, result: Any) -> Any:
@@ -323,7 +324,8 @@ class Reader:
             inputs=tuple(self._ref(ref) for ref in row[INPUTS]),
             input_specs=tuple(_unpacked_spec(spec) for spec in row[IN_SPECS]),
             outputs=tuple(
-                Spec(enum, None if shape is None else tuple(shape)) for enum, shape in row[OUTPUTS]
+                Spec(enum, None if shape is None else tuple(shape), device)
+                for enum, shape, device in row[OUTPUTS]
             ),
             pack=row[PACK],
             site=self._site(row[SITE]),
@@ -338,6 +340,7 @@ class Reader:
             },
             reads=tuple(self._ref(ref) for ref in row[READS]),
             events=row[EVENTS],
+            device=row[DEVICE],
             node=None if row[NODE] is None else nodes[row[NODE]],
         )
 

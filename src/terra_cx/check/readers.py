@@ -12,6 +12,7 @@ value (`numpy`, `__float__`, ...), and the few library functions whose purpose i
 from __future__ import annotations
 
 import os
+import sys
 from enum import Enum
 from types import CodeType, FrameType
 
@@ -21,7 +22,6 @@ from terra_cx.observe.importer import UserCode
 __all__ = ["Readers"]
 
 _LIBRARIES = ("tensorflow", "keras", "tf_keras")
-_INSTALLED = ("site-packages", "dist-packages")
 _OURS = os.path.dirname(terra_cx.__file__) + os.sep
 
 _VALUE_METHODS = frozenset(
@@ -140,8 +140,10 @@ def _package(filename: str) -> tuple[str, str]:
     """The library that a file belongs to and its place in it, or two empty strings."""
     if filename.startswith(_OURS):
         return "terra_cx", filename[len(_OURS) :].replace(os.sep, "/")
-    parts = filename.split(os.sep)
-    installed = [index for index, part in enumerate(parts) if part in _INSTALLED]
-    if installed and parts[installed[-1] + 1] in _LIBRARIES:
-        return parts[installed[-1] + 1], "/".join(parts[installed[-1] + 2 :])
+    for name in _LIBRARIES:
+        module = sys.modules.get(name)
+        if module is not None and module.__file__ is not None:
+            folder = os.path.join(os.path.dirname(module.__file__), "")
+            if filename.startswith(folder):
+                return name, filename[len(folder) :].replace(os.sep, "/")
     return "", ""

@@ -57,6 +57,8 @@ class FlatOp:
     base: int
     specs: list[Spec]
     name: str | None
+    device: str = ""
+    """The device scope that it is to run in."""
     fallible: bool = True
     """Whether its kernel may refuse a value; lowering, which knows the shapes, says when not."""
     tainted: bool = False
@@ -90,6 +92,8 @@ class Step:
     position: int
     ops: tuple[int, int] = (0, 0)
     """The flat ops of the step, as a range."""
+    device: str = ""
+    """The device scope that it comes in."""
     frozen: Any = None
     """The attributes that must be equal, in hashable form."""
     types: list[type] = field(default_factory=list)
@@ -315,7 +319,7 @@ class _Builder:
                 sources.append(source)
                 checks.append(check)
         base = block.flat
-        specs = [Spec(spec.dtype, spec.shape) for spec in call.outputs]
+        specs = [Spec(spec.dtype, spec.shape, spec.device) for spec in call.outputs]
         first_op = len(block.ops)
         if node.kind in (Kind.PURE, Kind.READ, Kind.WRITE):
             self._flat_op(call, sources, base, specs)
@@ -353,6 +357,7 @@ class _Builder:
                 node.needed,
                 block.positions,
                 (first_op, len(block.ops)),
+                call.device,
             )
         )
         block.steps[-1].frozen = freeze(lasting_attrs(node.kind, call.attrs))
@@ -374,6 +379,7 @@ class _Builder:
                 base,
                 specs,
                 call.name,
+                call.device,
             )
         )
         for handle in (source[1] for source in sources if source[0] == "r"):
@@ -399,7 +405,7 @@ class _Builder:
             for rule in rules:
                 sources.append(self.source(rule, (node, number))[0])
                 number += 1
-            specs = [Spec(spec.dtype, spec.shape) for spec in inner.outputs]
+            specs = [Spec(spec.dtype, spec.shape, spec.device) for spec in inner.outputs]
             self._flat_op(inner, sources, block.flat, specs)
             for index, spec in enumerate(specs):
                 self.where[(node, out)] = block.flat

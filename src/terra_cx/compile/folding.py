@@ -47,11 +47,12 @@ class Folding:
             An operation that has its attributes; its outputs; and whether it was there before.
         """
         if op.kind is Kind.WRITE:
-            return *self._builder.op(op.op, op.form, op.attrs, op.layout, inputs, after), False
-        key = (op.op, op.form, freeze(op.attrs), op.layout, tuple(map(id, inputs)), tuple(map(id, after)))
+            return *self._builder.op(op.op, op.form, op.attrs, op.layout, inputs, after, op.device), False
+        what = (op.op, op.form, freeze(op.attrs), op.layout, op.device)
+        key = (what, tuple(map(id, inputs)), tuple(map(id, after)))
         found = self._made.get(key)
         if found is not None:
             return *found, True
-        operation, _ = self._builder.op(op.op, op.form, op.attrs, op.layout, inputs, after)
+        operation, _ = self._builder.op(op.op, op.form, op.attrs, op.layout, inputs, after, op.device)
         made = self._made[key] = operation, self._builder.folded(operation)
         return *made, False

@@ -138,7 +138,7 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
                     step.symbol = operation
                     told = block.relaxed and _relax(step, op, inputs, outputs, validated)
                     op.fallible = _may_fail(op, inputs, outputs, builder, told)
-                if level is Level.XLA and not op.fallible and known_to_xla(operation):
+                if level is Level.XLA and not op.fallible and not op.device and known_to_xla(operation):
                     for_xla.append(operation)
                 order.add(op, operation, again)
         except _Contradiction as why:

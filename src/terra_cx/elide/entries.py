@@ -117,7 +117,8 @@ class Entries:
 
         Of the call that is in progress around it, what is passed on (``training``), not whose call it is.
         """
-        return self._settings_of_keras(), None if self._legacy is None else self._settings_of_legacy_keras()
+        legacy = None if self._legacy is None else self._settings_of_legacy_keras()
+        return self._settings_of_keras(), legacy, native.device_scope()
 
     def _settings_of_legacy_keras(self) -> Any:
         call = getattr(self._legacy._call_context, "call_context", None)

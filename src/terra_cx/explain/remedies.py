@@ -28,7 +28,6 @@ _BY_REASON: Mapping[str, str] = {
     Reason.NEW_GRADIENT: "open the tape for less, so that it sees fewer combinations",
     Reason.TAPE_QUERY: "none is needed; to have gradients elided, call the tf.function before the tape is opened",
     Reason.INTERNAL_ERROR: "please report it, with the message on standard error",
-    Reason.DEVICE_SCOPE: "leave `tf.device` out where the default device is meant",
     Reason.USER_GRADIENT: "nothing is needed; a gradient without code of your own would be one piece, and faster",
     Reason.GRADIENT_EFFECT: "let the body of the tf.function be plain Python: it is compiled with the step",
     Reason.OPAQUE_UNDER_TAPE: "call it before the tape is opened, or let the body of the tf.function be plain Python",

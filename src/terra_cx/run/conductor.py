@@ -391,7 +391,7 @@ class Conductor:
         """
         anchor = self.current
         start = time.perf_counter()
-        line = user_line(sys._getframe(1))
+        line = self._user_line(sys._getframe(1))
         try:
             recover(skeleton)
         except BaseException as error:
@@ -535,7 +535,7 @@ class Conductor:
 
     def _stalled(self, where: str) -> None:
         frame = sys._current_frames().get(self.owner)
-        line = user_line(frame) if frame is not None else "?"
+        line = self._user_line(frame) if frame is not None else "?"
         run = self.runner.current
         graph = run.block.line if run is not None else "idle"
         sys.stderr.write(
@@ -543,26 +543,18 @@ class Conductor:
             f"the graph at {graph}\n"
         )
 
+    def _user_line(self, frame: Any) -> str:
+        """``file:line`` of the innermost frame of the user's code; of all frames' innermost if there is none."""
+        at = frame
+        while at is not None and not self.user.owns(at.f_code):
+            at = at.f_back
+        at = at or frame
+        return f"{at.f_code.co_filename}:{at.f_lineno}"
+
 
 def place_of(site: Any) -> str:
     """``file:line`` of a site, without the folder."""
     return f"{os.path.basename(site.filename)}:{site.line}"
-
-
-_OURS = __file__.rsplit("/", 2)[0]
-
-
-def user_line(frame: Any) -> str:
-    """``file:line`` of the innermost frame outside this package and installed libraries."""
-    first = None
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_OURS):
-            first = first or f"{name}:{frame.f_lineno}"
-            if "site-packages" not in name and "dist-packages" not in name:
-                return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return first or "?"
 
 
 def _compared(anchor: ActiveAnchor) -> int:

@@ -165,7 +165,7 @@ def of_gradient(
         here: the node of the last op.
         expected: the step that would have been next in the open block.
         attrs: the gradient's: tape, numbers of targets and sources, which gradients of outputs are given, the word for
-            unconnected ones.
+            unconnected ones, the device scope.
         signature: see `run.signature`.
     """
     try:
@@ -185,7 +185,7 @@ def _of_gradient(
         return Difference("op", op, "", op, _listed(_at(node) for node in nodes), _lines(nodes))
     if isinstance(signature[0], str):
         return Difference("history", op, "", "shapes under the tape that only values tell", "fixed ones")
-    named = {"targets": 1, "sources": 2, "output_gradients": 3, "unconnected_gradients": 4}
+    named = {"targets": 1, "sources": 2, "output_gradients": 3, "unconnected_gradients": 4, "device": 5}
     same = [node for node in known if node.call.attrs[1:] == attrs[1:]]
     for where, index in named.items():
         new, old = attrs[index], known[0].call.attrs[index]
@@ -247,6 +247,9 @@ def _of_step(
     if step.form != form:
         path = {"F": "the fast path", "E": "the slow path"}
         return Reason.NEW_ARGUMENTS, Difference("path", op, "", path[form], path.get(step.form, step.form))
+    if native.device_scope() != step.device:
+        new, known = (device or "none chosen" for device in (native.device_scope(), step.device))
+        return Reason.NEW_ATTRIBUTES, Difference("attribute", op, "device", new, known)
     inputs, attrs = (args[: step.width], args[step.width :]) if form == "F" else (args[0], args[1])
     given = lasting_attrs(step.kind, attrs)
     if freeze(given) != step.frozen:

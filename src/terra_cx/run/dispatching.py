@@ -98,9 +98,10 @@ class Dispatching:
         """Whether what arrives is the program's next: not another thread's, a finaliser's, a host callback's."""
         return get_ident() == self.owner and not self.busy
 
-    def placed(self) -> bool:
-        """Whether a device scope is open that means anything."""
-        return self.scoped and bool(native.context().device_name)
+    @staticmethod
+    def misplaced(step: Step) -> bool:
+        """Whether the device scope is not the one that a step comes in."""
+        return native.device_scope() != step.device
 
     def position(self) -> int:
         """The region's position of the next op."""
@@ -313,7 +314,12 @@ class Dispatching:
         """
         have_room()
         handover = self.handover
-        if handover.held_are_quick() and native.executing_eagerly() and _tapes_empty() and not self.placed():
+        if (
+            handover.held_are_quick()
+            and native.executing_eagerly()
+            and _tapes_empty()
+            and not native.device_scope()
+        ):
             self._meanwhile_busy(handover.execute_held)
         else:
             handover.flush()

@@ -54,10 +54,10 @@ def feeds_of(run: BlockRun) -> list[Any]:
 def do_draw(draw: Draw) -> list[Any]:
     """Run a stateful random op as eager would."""
     if draw.form == "F":
-        result = native.run_fast(draw.op, draw.name, draw.args)
+        result = native.run_fast(draw.op, draw.name, draw.args, draw.step.device)
     else:
         inputs, attrs, outputs = draw.args
-        result = native.run_execute(None, draw.op, inputs, attrs, outputs)
+        result = native.run_execute(draw.step.device or None, draw.op, inputs, attrs, outputs)
     return pack_outputs(result)[1]
 
 
@@ -78,9 +78,9 @@ def inputs_of(op: FlatOp, values: list[Any], feeds: list[Any]) -> list[Any]:
 def call_native(op: FlatOp, inputs: list[Any]) -> list[Any]:
     """Execute one flat op natively and return its flat outputs."""
     if op.form == "F":
-        result = native.run_fast(op.op, op.name, [*grouped(inputs, op.layout), *op.attrs])
+        result = native.run_fast(op.op, op.name, [*grouped(inputs, op.layout), *op.attrs], op.device)
     else:
-        result = native.run_execute(None, op.op, inputs, op.attrs, len(op.specs))
+        result = native.run_execute(op.device or None, op.op, inputs, op.attrs, len(op.specs))
     return pack_outputs(result)[1]
 
 

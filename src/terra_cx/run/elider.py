@@ -143,7 +143,6 @@ class Elider:
             structure == call.structure
             and call.taped == (not _tapes_empty(), bool(_tapes_stopped()))
             and call.admits(leaves)
-            and not self._skeleton.placed()
         )
 
     def _holds(self, call: LibraryCall) -> bool:

@@ -332,6 +332,7 @@ def _call(run: BlockRun, step: Any, ref_of: Any, known: Any) -> Call:
             None,
             moved + index,
             c.name,
+            device=c.device,
         )
         for index, c in enumerate(template.inner)
     )
@@ -350,5 +351,6 @@ def _call(run: BlockRun, step: Any, ref_of: Any, known: Any) -> Call:
         template.name,
         inner=inner,
         results=template.results,
+        device=template.device,
         node=step.node,
     )

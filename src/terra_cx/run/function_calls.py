@@ -289,6 +289,8 @@ def learned(
     for step, args in notes.commits:
         if step.kind not in _KINDS or (step.kind is not Kind.KNOWN and not step.computed):
             raise Unfit
+        if step.device != around[-1]:
+            raise Unfit  # it opens a device scope of its own, which may be that of an argument
         if step.relaxed or (run.block.relaxed and step.op in SHAPE_OPS):
             raise Unfit
         if step.op in SHAPE_OPS and any(

@@ -74,7 +74,7 @@ class FunctionElider:
         skeleton = self._skeleton
         step, run = skeleton.step, skeleton.run
         have_room()
-        if self._inside or (skeleton.scoped and skeleton.placed()):
+        if self._inside:
             return function.own(*args, **kwargs)
         around = native.surroundings()
         if not around[0]:

@@ -100,12 +100,8 @@ class Skeleton(Taping):
         """``TFE_Py_FastPathExecute``: validate and answer with placeholders."""
         if self.busy or get_ident() != self.owner:  # `_mine`, without the call
             return self.foreign(op, lambda a: _fast(ctx, op, name, *a), args)
-        if self.scoped and self.placed():
-            return self.diverge(Reason.DEVICE_SCOPE, f"{op} is placed by a device scope").fast(
-                ctx, op, name, *resolve_all(args)
-            )
         step = self.step
-        if step is not None and step.direct and step.op == op:
+        if step is not None and step.direct and step.op == op and not (self.scoped and self.misplaced(step)):
             self.busy = True
             try:
                 run = self.run  # there is one wherever a step is expected, which types cannot say
@@ -158,10 +154,6 @@ class Skeleton(Taping):
             return self.foreign(
                 text, lambda a: _execute(handle, device, op, a[0], attrs, outputs), (list(inputs),)
             )
-        if self.scoped and self.placed():
-            return self.diverge(Reason.DEVICE_SCOPE, f"{text} is placed by a device scope").execute(
-                handle, device, op, resolve_all(list(inputs)), attrs, outputs
-            )
         inputs = list(inputs)
         found = self.validated(text, "E", (inputs, tuple(attrs) if attrs else (), outputs), None)
         if isinstance(found, Diverge):
@@ -197,7 +189,7 @@ class Skeleton(Taping):
 
     def fits(self, run: BlockRun | None, step: Step, op: str, form: str, args: tuple[Any, ...]) -> bool:
         """Whether an op is what ``step`` expects; binds the run's parameters as it goes."""
-        if step.op != op or step.form != form:
+        if step.op != op or step.form != form or (self.scoped and self.misplaced(step)):
             return False
         if form == "F":
             inputs, attrs = args[: step.width], args[step.width :]

@@ -22,6 +22,7 @@ from terra_cx.run.divergence import Diverge
 from terra_cx.run.handover import Handover
 from terra_cx.run.region_log import Event
 from terra_cx.run.signature import signature_of, unknown_shapes
+from terra_cx.tf import native
 from terra_cx.tf.boundary import Passive
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices
@@ -152,7 +153,8 @@ class Taping(Dispatching, ABC):
         if number >= 0:
             given = [g for g in output_gradients or () if g is not None]
             present = tuple(g is not None for g in output_gradients) if output_gradients is not None else None
-            attrs = (number, len(target), len(sources), present, str(unconnected))
+            scope = native.device_scope()
+            attrs = (number, len(target), len(sources), present, str(unconnected), scope)
             for slot in unknown_shapes(log, number):
                 slot.resolve()
             answer = self._validated(attrs, [*target, *given, *sources], number)

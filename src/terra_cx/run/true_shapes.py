@@ -152,7 +152,7 @@ def _told(step: Step, inputs: list[Any]) -> list[Spec] | None:
     shapes = step.inference.shapes(inputs)
     if shapes is None or len(shapes) != len(step.specs) or None in shapes:
         return None
-    return [Spec(spec.dtype, shape) for spec, shape in zip(step.specs, shapes, strict=True)]
+    return [Spec(spec.dtype, shape, spec.device) for spec, shape in zip(step.specs, shapes, strict=True)]
 
 
 def _symbol(step: Step, inputs: list[Any]) -> Any:

@@ -90,7 +90,8 @@ class CompiledFunction:
     Two executors can run it. The single-threaded one is cheaper per op, the default one runs independent ops side by
     side; the first calls go to both in turns, and the faster one stays. (The single-threaded one refuses lowered
     control flow, which no block holds, but which XLA's clusters are called by; and each would compile for itself. So at
-    level `xla` there is only the default one.)
+    level `xla` there is only the default one. And where there are several devices: the other one runs the parts of a
+    function on them one after the other, and a part that waits for what a later one sends waits for ever.)
     """
 
     due = False
@@ -105,7 +106,8 @@ class CompiledFunction:
         self._outputs = outputs
         self.executor = EXECUTORS[0]
         self._config = _config(level)
-        self._trials = [] if level is Level.XLA else [*EXECUTORS] * _TRIALS
+        one = level is Level.XLA or native.only_device() is None
+        self._trials = [] if one else [*EXECUTORS] * _TRIALS
         self._seconds: dict[str, float] = {}
         self._use(self.executor)
 
@@ -265,6 +267,7 @@ class GraphBuilder:
         layout: tuple[int, ...],
         inputs: Sequence[Any],
         control: Sequence[Any],
+        device: str = "",
     ) -> tuple[Any, list[Any]]:
         """Add one op.
 
@@ -275,6 +278,7 @@ class GraphBuilder:
             layout: see `trace.records.Call`.
             inputs: symbolic tensors, flat.
             control: operations that must come first.
+            device: where it is to run; empty: where TensorFlow puts it, as in eager.
 
         Returns:
             The operation and its flat outputs.
@@ -284,7 +288,7 @@ class GraphBuilder:
         definition = native.op_def(op)
         exact = self.level is Level.EXACT
         if exact and op == "AddN" and len(inputs) > 2 and inputs[0].dtype != dtypes.variant:
-            return self._sum(inputs, control)
+            return self._sum(inputs, control, device)
         with self.graph.as_default():
             if self._barriers:
                 arguments = [self._fence(value) for value in arguments]
@@ -296,7 +300,7 @@ class GraphBuilder:
             for attr in definition.attr:
                 if attr.name not in inferred and (attr.name in given or attr.HasField("default_value")):
                     keywords[attr.name] = _attr_value(attr, given.get(attr.name))
-            with ops.control_dependencies(list(control)), ops.device(None):
+            with ops.control_dependencies(list(control)), ops.device(device or None):
                 _, _, operation, _ = op_def_library._apply_op_helper(op, name=None, **keywords)
         return operation, list(operation.outputs)
 
@@ -322,7 +326,7 @@ class GraphBuilder:
         """Whether it is a constant whose value is looked at."""
         return id(symbol) in self._known
 
-    def _sum(self, inputs: Sequence[Any], control: Sequence[Any]) -> tuple[Any, list[Any]]:
+    def _sum(self, inputs: Sequence[Any], control: Sequence[Any], device: str) -> tuple[Any, list[Any]]:
         """``AddN`` of three and more, by pairs.
 
         In a graph oneDNN takes it over and adds in another order than eager's kernel, which goes from left to right,
@@ -335,7 +339,7 @@ class GraphBuilder:
 
         first = len(inputs) % 8
         first += 8 if first < 2 else 0
-        with self.graph.as_default(), ops.control_dependencies(list(control)), ops.device(None):
+        with self.graph.as_default(), ops.control_dependencies(list(control)), ops.device(device or None):
             total = chain(inputs[:first])
             for start in range(first, len(inputs), 8):
                 total = gen_math_ops.add_v2(total, chain(inputs[start : start + 8]))

@@ -45,6 +45,8 @@ __all__ = [
     "call_host",
     "context",
     "convert_variable",
+    "device_of",
+    "device_scope",
     "dtype_of",
     "executing_eagerly",
     "fast_path",
@@ -148,7 +150,8 @@ _are_shapes_long = flags.config().tf_shape_default_int64.value
 def surroundings() -> tuple[Any, ...]:
     """What functions depend on besides their arguments, as a value to compare.
 
-    First whether this thread executes eagerly, then tapes, then TensorFlow's switches that its functions' Python asks.
+    First whether this thread executes eagerly, then tapes, then TensorFlow's switches that its functions' Python asks;
+    at last the `device_scope`.
 
     Source: ``nn_ops.py``, ``math_ops.py``, ``array_ops.py``, ``weak_tensor_ops.py``, ``override_binary_operator.py``.
     """
@@ -160,6 +163,7 @@ def surroundings() -> tuple[Any, ...]:
         ops._dtype_conversion_mode,
         _is_deterministic(),
         _are_shapes_long(),
+        device_scope(),
     )
 
 
@@ -173,6 +177,16 @@ def only_device() -> str | None:
     """The name of the only device that can hold a tensor, None if there is a choice."""
     devices = [name for name in context().devices() if "XLA" not in name]
     return str(devices[0]) if len(devices) == 1 else None
+
+
+def device_scope() -> str:
+    """Where the program wants this thread's ops (``tf.device``); empty if it does not say, or there is no choice."""
+    return "" if only_device() is not None else context().device_name or ""
+
+
+def device_of(tensor: Any) -> str | None:
+    """The device of an ``EagerTensor``; None if there is no choice."""
+    return None if only_device() is not None else tensor.device
 
 
 def dtype_of(enum: int) -> Any:
@@ -268,9 +282,12 @@ def raise_not_ok(error: Any, name: str | None) -> None:
     ops.raise_from_not_ok_status(error, name)
 
 
-def run_fast(op: str, name: str | None, args: Sequence[Any]) -> Any:
-    """Execute one op eagerly by the fast path and raise eager's own exceptions."""
+def run_fast(op: str, name: str | None, args: Sequence[Any], device: str = "") -> Any:
+    """Execute one op eagerly by the fast path, in the given device scope (or none), and raise eager's exceptions."""
     try:
+        if device_scope() != device:
+            with context().device(device or None):
+                return _fast(context(), op, name, *args)
         return _fast(context(), op, name, *args)
     except NotOkStatus as error:
         raise_not_ok(error, name)

@@ -88,12 +88,12 @@ class Placeholder(ops._EagerTensorBase):
 
     @property
     def device(self) -> Any:
-        """The device that holds the value; known without waiting where there is only one."""
-        return only_device() or self._slot.resolve().device
+        """The device of the op that made the value; known without waiting where the op was seen before."""
+        return only_device() or self._slot.spec.device or self._slot.resolve().device
 
     @property
     def backing_device(self) -> Any:
-        """As `device`."""
+        """The device that holds the value; known without waiting where there is only one."""
         return only_device() or self._slot.resolve().backing_device
 
     @property

@@ -22,15 +22,18 @@ class Filler(Protocol):
 class Spec:
     """Dtype (``DataType`` enum) and shape of a tensor; ``shape`` is None when only the value can tell it.
 
+    ``device`` is where the op leaves the tensor; None: there is only one device, or only the value can tell.
+
     The specs of the TraceGraph's nodes, and of the parameters of blocks, may have dimensions that are None: sizes that
     differ from step to step. Those of slots never have.
     """
 
-    __slots__ = ("dtype", "shape", "tensor_shape")
+    __slots__ = ("device", "dtype", "shape", "tensor_shape")
 
-    def __init__(self, dtype: int, shape: tuple[Any, ...] | None) -> None:
+    def __init__(self, dtype: int, shape: tuple[Any, ...] | None, device: str | None = None) -> None:
         self.dtype = dtype
         self.shape = shape
+        self.device = device
         self.tensor_shape: Any = None
 
     def key(self) -> tuple[int, tuple[Any, ...] | None]:

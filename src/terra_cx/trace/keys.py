@@ -135,7 +135,7 @@ class Keys:
         site = call.site
         loops = tuple((loop, 0 if loop in self._rolled else n) for loop, n in site.loops)
         path = _folded(site.path) if self._folded else site.path
-        return (call.op, call.form, call.kind, path, loops, site.ordinal)
+        return (call.op, call.form, call.kind, path, loops, site.ordinal, call.device)
 
 
 def _folded(path: tuple[Any, ...]) -> tuple[Any, ...]:

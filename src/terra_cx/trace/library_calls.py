@@ -192,6 +192,8 @@ class _Noted:
         recorder = self._recorder
         calls = recorder.trace.calls[first:]
         self._start = calls[0].position if calls else recorder.position
+        if any(call.device != native.device_scope() for call in calls):
+            raise Unfit("it opens a device scope of its own")  # which may be that of an argument
         used = used_names(watch.codes)
         objects = [leaf for leaf in self._leaves if not isinstance(leaf, (EagerTensor, np.ndarray))]
         self._arrays = {

@@ -355,13 +355,16 @@ class Recorder:
             layout=layout,
             inputs=tuple(refs),
             input_specs=tuple(specs),
-            outputs=tuple(Spec(out._datatype_enum(), out._shape_tuple()) for out in outputs),
+            outputs=tuple(
+                Spec(out._datatype_enum(), out._shape_tuple(), native.device_of(out)) for out in outputs
+            ),
             pack=pack,
             site=None,
             position=self.position,
             name=name,
             values=tuple(outputs) if kind is Kind.KNOWN else (),
             raws=raws or {},
+            device=native.device_scope(),
         )
         if kind not in (
             Kind.OWNER,
@@ -386,8 +389,6 @@ class Recorder:
             self.on_overrun()
             return
         call.site = self._placed(self._locate(sys._getframe(2)))
-        if native.only_device() is None and native.context().device_name:
-            self.refuse(Reason.DEVICE_SCOPE, f"{op} was placed by a device scope", call.site)
         gap = start - self._last
         if gap > 0.0 and self.trace.calls and self.kept is None:  # a call that is watched takes its time
             self.trace.gaps[self.position - 1] = gap
@@ -602,7 +603,7 @@ class Recorder:
                 op="TapeGradient",
                 form="G",
                 kind=Kind.GRADIENT,
-                attrs=(number, len(target), len(sources), present, str(unconnected)),
+                attrs=(number, len(target), len(sources), present, str(unconnected), native.device_scope()),
                 layout=(len(target), len(given), len(sources)),
                 inputs=refs,
                 input_specs=specs,

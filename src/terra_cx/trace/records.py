@@ -95,6 +95,8 @@ class Call:
     """For a gradient: values of the forward pass that its Python code read."""
     events: int = 0
     """For a gradient: how many tape events came before it."""
+    device: str = ""
+    """The device scope that the op ran in (`tf.native.device_scope`)."""
     node: Any = None
     """The TraceGraph node, for the calls of a region that were validated before it diverged."""
 

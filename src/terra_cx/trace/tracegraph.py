@@ -425,6 +425,7 @@ def _pattern(mine: _Spec, yours: Spec | None) -> _Spec:
     return Spec(
         mine.dtype,
         tuple(a if a == b else None for a, b in zip(mine.shape, yours.shape, strict=True)),
+        mine.device,
     )
 
 
