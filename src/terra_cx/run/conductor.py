@@ -506,6 +506,7 @@ class Conductor:
             "eager_runs": runner.eager_runs,
             "variants": runner.variants,
             "mismatches": runner.mismatches,
+            "unsteady": runner.unsteady,
             "busy_seconds": runner.busy,
             "compile_seconds": runner.compile_seconds,
             "waited_seconds": self.handover.waited,

@@ -24,13 +24,15 @@ from terra_cx.run.block_run import BlockRun
 from terra_cx.run.closeness import moved_by_one, too_far
 from terra_cx.run.contest import Contest
 from terra_cx.run.eager import recompute
-from terra_cx.run.verify import Snapshot
+from terra_cx.run.verify import Snapshot, same_bits
 from terra_cx.tf.graphs import CompiledFunction
 
 __all__ = ["Leveling", "Refusal", "Trial"]
 
 _MOST_REFUSALS = 100
 """Kinds of refusal that are kept, and blocks whose contest is told."""
+_REPEATS = 3
+"""How often eager's kernels are asked whether they can do the same again."""
 
 
 @dataclass(slots=True)
@@ -53,6 +55,17 @@ class Trial:
         self.before.restore()
         got = [*function(self.feeds), *self.before.again().values]
         return too_far(got, [*self._of(self.values), *self.after.values], self._probe)
+
+    def is_steady(self) -> bool:
+        """Whether eager's own kernels give the same bits when the run is executed by them again."""
+        for _ in range(_REPEATS):
+            self.before.restore()
+            values = self._of(recompute(self.run, self.feeds))
+            if not all(map(same_bits, values, self._of(self.values))) or not self.after.equals(
+                self.before.again()
+            ):
+                return False
+        return True
 
     def _of(self, values: list[Any]) -> list[Any]:
         return [values[flat] for flat in sorted(self.outputs)]

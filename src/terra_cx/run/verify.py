@@ -3,7 +3,9 @@
 The one-by-one run is the truth: its values go to Python and its state stays. The compiled function then runs once more
 from the same starting state, and its outputs and the variables it wrote are compared. A block that differs is compiled
 again with an ``Identity`` on every edge (kernels that oneDNN merged across ops no longer meet); if it still differs it
-runs op by op for ever, and the report says so. A relaxed block is compared again at sizes that are new.
+runs op by op for ever, and the report says so. But where eager's kernels themselves give other bits each time (on GPUs,
+unless ``tf.config.experimental.enable_op_determinism`` is called), a block may be off as far as rounding is. A relaxed
+block is compared again at sizes that are new.
 """
 
 from __future__ import annotations
