@@ -157,11 +157,12 @@ def test_a_run_that_hangs_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_leaves_no_process_behind(number, tmp_path):
-    (tmp_path / "a.py").write_text(
+def test_interrupted_it_leaves_no_process_behind_and_shows_what_it_has(number, tmp_path):
+    (tmp_path / "a.py").write_text("print(1)")
+    (tmp_path / "b.py").write_text(
         "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(100)"
     )
-    command = [sys.executable, "-m", "terra_cx", "check", "a.py"]
+    command = [sys.executable, "-m", "terra_cx", "check", "a.py", "b.py"]
     process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=-1, stderr=-1, text=True)
     pid = tmp_path / "pid"
     while not (pid.exists() and pid.read_text()):
@@ -169,7 +170,10 @@ def test_interrupted_it_leaves_no_process_behind(number, tmp_path):
         time.sleep(0.05)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "terra-cx check: interrupted\n")
+    told = "terra-cx check: interrupted, 1 of 2 programs were examined\n"
+    assert (process.returncode, err) == (130, told)
+    assert "a.py" in out
+    assert "b.py" not in out
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 

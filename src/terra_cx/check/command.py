@@ -67,12 +67,18 @@ class _Check:
         examination = Examination(
             runner, self._arguments, settings, options.mask, gates, ratios, self._tolerance
         )
+        head = f"level {self._level}: numbers within {self._tolerance:g} of eager's count as equal"
+        head = head if self._tolerance else ""
+        examined: list[Verdict] = []
         try:
             with stoppable(), tempfile.TemporaryDirectory(prefix="terra-cx-check-") as folder:
-                verdicts = _examine(examination, verdicts, Path(folder), options.jobs)
+                verdicts = _examine(examination, verdicts, Path(folder), options.jobs, examined)
         except KeyboardInterrupt:
             runner.stop()
-            sys.stderr.write("terra-cx check: interrupted\n")
+            if examined:
+                output.show(console_for(sys.stdout), examined, self._problems, head)
+            told = f"interrupted, {len(examined)} of {len(verdicts)} programs were examined"
+            sys.stderr.write(f"terra-cx check: {told}\n")
             return 128 + signal.SIGINT
         ratios = {v.name: v.speed.ratio for v in verdicts if v.speed.ratio and not v.outcome.code}
         self._files.write("write_baseline", lambda: baseline.text(ratios, self._arguments))
@@ -91,8 +97,7 @@ class _Check:
                 )
             ),
         )
-        head = f"level {self._level}: numbers within {self._tolerance:g} of eager's count as equal"
-        output.show(console_for(sys.stdout), verdicts, self._problems, head if self._tolerance else "")
+        output.show(console_for(sys.stdout), verdicts, self._problems, head)
         return self._status(verdicts)
 
     def _status(self, verdicts: Sequence[Verdict]) -> int:
@@ -114,8 +119,13 @@ class _Check:
             return {}
 
 
-def _examine(examination: Examination, verdicts: Sequence[Verdict], folder: Path, jobs: int) -> list[Verdict]:
-    """Examine every program that can be read, `jobs` at a time, in the order given."""
+def _examine(
+    examination: Examination, verdicts: Sequence[Verdict], folder: Path, jobs: int, examined: list[Verdict]
+) -> list[Verdict]:
+    """Examine every program that can be read, `jobs` at a time, in the order given.
+
+    If that is interrupted, ``examined`` is given the verdicts that there are.
+    """
     readable = sum(not verdict.outcome.code for verdict in verdicts)
     with progress(RUNS * readable) as announce, ThreadPoolExecutor(jobs) as pool:
 
@@ -134,6 +144,7 @@ def _examine(examination: Examination, verdicts: Sequence[Verdict], folder: Path
         try:
             return [future.result() for future in waiting]
         except KeyboardInterrupt:
+            examined += [future.result() for future in waiting if future.done()]
             for future in waiting:
                 future.cancel()
             examination.runner.stop()
