@@ -134,6 +134,43 @@ def test_a_program_that_compiles_for_ever_is_judged_all_the_same():
     assert pace.chosen is EAGER
 
 
+@pytest.mark.parametrize(("when", "costs"), [(25, (100.0, 90.0)), (45, (100.0, 90.0)), (80, (90.0, 100.0))])
+def test_a_program_that_becomes_another_while_it_is_measured(when, costs):
+    """What was quick before the change tells nothing about what comes after it."""
+    overlapped, turns = (
+        lambda number, cost=cost: 2.0 if number < when else cost + number % 3 for cost in costs
+    )
+    ran = live(pace := Pace(eager=4.0), {OVERLAPPED: overlapped, TURNS: turns, EAGER: 50.0}, 1000)
+    assert pace.chosen is EAGER
+    assert len(ran) < when + 60
+
+
+def test_a_program_that_becomes_another_all_the_time_is_judged_all_the_same():
+    pace = Pace()
+    live(pace, {OVERLAPPED: lambda n: 10.0 ** (n // 10 % 4), TURNS: 1000.0, EAGER: 0.5}, 1000)
+    assert pace.chosen is EAGER
+
+
+def rare(pace, seconds, regions, cost):
+    for number in range(regions):
+        pace.ended(cost if number % 2 else seconds[pace.manner], False, rare=number % 2 > 0)
+
+
+def test_what_is_rare_does_not_count():
+    rare(pace := Pace(), {OVERLAPPED: 1.0, TURNS: 2.0, EAGER: 3.0}, 400, cost=0.01)
+    assert pace.chosen is OVERLAPPED
+    assert pace.ms(OVERLAPPED) == pytest.approx(1000)
+
+
+def test_what_is_rare_counts_where_it_is_not_rare():
+    pace = Pace()
+    for _ in range(300):
+        pace.ended(
+            {OVERLAPPED: 0.1, TURNS: 0.1, EAGER: 0.05}[pace.manner], False, rare=pace.manner is not EAGER
+        )
+    assert pace.chosen is EAGER
+
+
 def test_the_choice_is_made_again_when_the_program_changes():
     pace = Pace()
     seconds = {OVERLAPPED: lambda number: 1.0 if number < 150 else 4.0, TURNS: 2.0, EAGER: 9.0}

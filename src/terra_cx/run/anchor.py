@@ -22,7 +22,7 @@ from terra_cx.tf.opdefs import Kind
 from terra_cx.trace.keys import FORMS
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
-__all__ = ["NEW_SIZES", "ActiveAnchor", "Fallback", "Stage"]
+__all__ = ["ActiveAnchor", "Fallback", "Stage"]
 
 MAX_UNSETTLED = 16
 """Traced regions in a row that each added something, after which the anchor is given up."""
@@ -39,8 +39,6 @@ _MOST_REPLACED = 4
 """Fallbacks at a variable that was another one, after which the step is learned anew: a model that the program has made
 in the place of another would be known beside it for ever, and both be kept alive."""
 _AT_TAPES = frozenset({Reason.NEW_GRADIENT, Reason.TAPE_QUERY})
-NEW_SIZES = 256
-"""Regions at sizes that no region had before which do not count where the pace is chosen."""
 _DIFFERENCES = 8
 """Kinds of difference that are kept of one kind of fallback: shapes that never repeat have no end."""
 
@@ -124,8 +122,6 @@ class ActiveAnchor:
     eager_times: list[float] = field(default_factory=list)
     pace: Pace = field(default_factory=Pace)
     co_times: deque[float] = field(default_factory=lambda: deque(maxlen=200))
-    new_sizes: int = 0
-    """Regions so far that had sizes which none before had."""
     _refused: int = 0
     """Regions in a row that changed what ops do."""
     _replaced: int = 0
@@ -271,9 +267,9 @@ class ActiveAnchor:
                 Reason.DIVERGES, f"{_WINDOW - sum(self._recent)} of the last {_WINDOW} regions ({reasons})"
             )
 
-    def paced(self, seconds: float, disturbed: bool) -> None:
+    def paced(self, seconds: float, disturbed: bool, rare: bool) -> None:
         """A region took so long in the manner that `pace` had asked for; give up what does not pay."""
-        self.pace.ended(seconds, disturbed)
+        self.pace.ended(seconds, disturbed, rare)
         if self.pace.chosen is Manner.EAGER:
             eager, co = (
                 self.pace.ms(Manner.EAGER),

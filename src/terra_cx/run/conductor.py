@@ -21,7 +21,7 @@ from terra_cx.elide.entries import Entries
 from terra_cx.elide.functions import Functions
 from terra_cx.observe.importer import UserCode
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
-from terra_cx.run.anchor import NEW_SIZES, ActiveAnchor, Stage
+from terra_cx.run.anchor import ActiveAnchor, Stage
 from terra_cx.run.divergence import Diverge
 from terra_cx.run.elider import Elider
 from terra_cx.run.elisions import Elisions
@@ -278,10 +278,9 @@ class Conductor:
 
     def _paced(self, anchor: ActiveAnchor, seconds: float, learned: bool = False) -> None:
         """A region of a co-executing anchor has ended, whichever way it ran."""
-        if anchor.graph.asked != self._asked and anchor.new_sizes < NEW_SIZES:
-            anchor.new_sizes += 1  # the next time it will take less
-        elif self.measures and _compared(anchor) == self._compared:  # no Python ran that is elided otherwise
-            anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling)
+        if self.measures:
+            rare = anchor.graph.asked != self._asked or _compared(anchor) != self._compared
+            anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling, rare)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:
         """Whether ``frame`` is below the loop or function in which the present region began.

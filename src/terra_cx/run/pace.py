@@ -17,6 +17,10 @@ Where regions differ by themselves (trip counts, lengths of texts), the least of
 Then the mean of all counts, eager is measured as often as the faster manner, and the windows go on until the means are
 further apart than chance would have them, or enough were measured.
 
+Windows are compared with each other, so the program has to be the same in all of them. Where regions suddenly take
+another time than in all earlier windows of a manner (a replay buffer is full, a head was added to the network), these
+are forgotten, and each manner has one window beside the others.
+
 Where the first window of each manner is clearly slower than eager was before, the eager windows come at once: a loop
 that gains nothing is given back after some 60 regions instead of 140.
 """
@@ -27,7 +31,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain
 from math import hypot
-from statistics import fmean, quantiles, stdev
+from statistics import fmean, median, quantiles, stdev
 
 __all__ = ["Manner", "Pace"]
 
@@ -47,6 +51,10 @@ MARGIN = 0.97
 """In turns, or eager, is chosen only if it takes less than this part of the other's time."""
 RETRIES = 4
 """Windows in which something was compiled are measured again, so often in a row."""
+CHANGES = 3
+"""How often windows are forgotten in one measurement."""
+EXCUSED, EXCUSED_SECONDS = 256, 5.0
+"""Regions that do not count because what they took is rare, and their seconds: with more, it is not."""
 AGAIN, AT_MOST = 200, 3200
 """Regions from one choice to the next measurement; twice as many each time."""
 
@@ -74,6 +82,9 @@ class Pace:
     _regions: int = 0
     _window: list[float] = field(default_factory=list)
     _retries: int = 0
+    _changes: int = 0
+    _excused: int = 0
+    _excused_seconds: float = 0.0
     _rest: int = 0
     _interval: int = AGAIN
     _times: dict[Manner, list[list[float]]] = field(default_factory=dict)
@@ -94,17 +105,23 @@ class Pace:
         self._windows = []
         self._rest = self._interval
 
-    def ended(self, seconds: float, disturbed: bool) -> None:
+    def ended(self, seconds: float, disturbed: bool, rare: bool = False) -> None:
         """A region ended.
 
         Args:
             seconds: what it took.
             disturbed: whether something was compiled or learned meanwhile, which will not happen again.
+            rare: whether it had work that the next ones hardly have: sizes that no region had before, library calls
+                that were compared with the real ones.
         """
         if self.chosen is not None and not self._windows:
             self._rest -= 1
             if self._rest <= 0:
                 self._begin(_plan())
+            return
+        if rare and self._excused < EXCUSED and self._excused_seconds < EXCUSED_SECONDS:
+            self._excused += 1
+            self._excused_seconds += seconds
             return
         if disturbed and self._retries < RETRIES:
             self._retries += 1
@@ -123,7 +140,7 @@ class Pace:
         return fmean(self._window) > clearly * self._cost(self._faster())
 
     def _begin(self, windows: list[Manner]) -> None:
-        self._windows, self._number, self._times = windows, 0, {}
+        self._windows, self._number, self._times, self._changes = windows, 0, {}, 0
         self._open()
 
     def _open(self) -> None:
@@ -131,6 +148,10 @@ class Pace:
         self._regions, self._window, self._retries = 0, [], 0
 
     def _window_over(self) -> None:
+        if self._has_changed():
+            self._changes += 1
+            self._times, self._number, self.eager = {}, 0, None
+            self._windows = [self.manner, *(manner for manner in Manner if manner is not self.manner)]
         self._times.setdefault(self.manner, []).append(self._window)
         self._number += 1
         if self._number == 2 and self._is_hopeless():
@@ -147,6 +168,14 @@ class Pace:
             self._choose()
         else:
             self._go_on(Manner.EAGER, self._faster(), Manner.EAGER)
+
+    def _has_changed(self) -> bool:
+        """Whether the program does something else than in all earlier windows of this manner."""
+        earlier = [median(window) for window in self._times.get(self.manner, ())]
+        if not earlier or self._changes == CHANGES:
+            return False
+        now = median(self._window)
+        return now > FAR * max(earlier) or FAR * now < min(earlier)
 
     def _go_on(self, *windows: Manner) -> None:
         self._windows = [*self._windows, *windows]
