@@ -126,6 +126,27 @@ def live_tapes(index, w, x):
     return h, loss
 
 
+def variables(see):
+    """A variable's reads and writes run where it is, whatever the scope says."""
+    here = tf.Variable(tf.random.normal((6, 3), seed=1))
+    with tf.device("CPU:1"):
+        there = tf.Variable(tf.random.normal((3, 6), seed=2))
+        count = tf.Variable(0)
+    for index in range(STEPS):
+        x = tf.random.stateless_normal((4, 6), (index, 1))
+        with tf.GradientTape() as tape:
+            h = x @ here @ there
+            with tf.device("CPU:0"):
+                loss = tf.reduce_mean(tf.square(h)) + tf.reduce_mean(there)
+        of_here, of_there = tape.gradient(loss, [here, there])
+        with tf.device("CPU:1"):
+            here.assign_sub(0.1 * of_here)
+        there.assign_sub(0.1 * of_there)
+        count.assign_add(1)
+        see(*shown(h, loss, of_here, of_there, there.read_value(), count + 0))
+    see(here.numpy(), there.numpy(), here.device, there.device)
+
+
 def layers(see):
     tf.keras.utils.set_random_seed(3)
     model = tf.keras.Sequential([tf.keras.layers.Dense(5, "relu"), tf.keras.layers.Dense(2)])
@@ -159,6 +180,7 @@ PROGRAMS = {
     "a function": steps(a_function),
     "live tapes": steps(live_tapes),
     "new sizes": steps(new_sizes, number=80),
+    "variables": variables,
     "layers": layers,
 }
 
@@ -182,6 +204,7 @@ def test_it_does_what_it_does_in_eager(name):
     found = findings()[name]
     assert found["difference"] is None
     assert found["co_executed"] > STEPS / 4, found
+    assert found["compiled"] > STEPS / 4, found
 
 
 def test_calls_are_elided_in_a_scope():
@@ -201,6 +224,7 @@ def finding(program):
     return {
         "difference": None,
         "co_executed": report["regions"]["co_executed"],
+        "compiled": report["runner"]["compiled_runs"],
         "elided": sum(each["elided"] for each in elisions),
         "fallbacks": [fallback["detail"] for fallback in report["fallbacks"]],
     }
