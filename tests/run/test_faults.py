@@ -242,10 +242,12 @@ def test_ctrl_c_at_any_moment(request, pace):
         request.getfixturevalue("nothing_in_flight")
         pace = "overlapped"
     run = terra_cx.co_execute(quiet=True, pace=pace)
-    counter = Anywhere(0)
-    assert run(mirrored)(counter, []) == []
-    assert counter.places > 1000
-    chosen = random.Random(PLACES).sample(range(1, counter.places + 1), min(PLACES, counter.places))
+    counters = Anywhere(0), Anywhere(0)  # a first run has places that later ones lack
+    for counter in counters:
+        assert run(mirrored)(counter, []) == []
+    places = min(counter.places for counter in counters)
+    assert places > 1000
+    chosen = random.Random(PLACES).sample(range(1, places + 1), min(PLACES, places))
     raised = 0
     for nth in chosen:
         fault, caught = Anywhere(nth), []
