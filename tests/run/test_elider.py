@@ -165,7 +165,7 @@ def test_regions_in_which_calls_run_to_be_compared_are_rare(monkeypatch):
 
     monkeypatch.setattr(pace.Pace, "ended", noting)
     monkeypatch.setattr(elider.Elider, "_compared", comparing)
-    report = compare(Parts, nothing, pace="measured")
+    compare(Parts, nothing, pace="measured")
     assert compared
     assert regions.count(True) >= len(compared)
     assert regions.count(False) > 0

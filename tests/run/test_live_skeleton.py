@@ -265,3 +265,31 @@ def test_a_tape_that_has_given_its_gradient_stays_out_of_a_rebuild(monkeypatch):
 
     report = both_ways(program, co_executed=15)
     assert sum(fallback["count"] for fallback in report["fallbacks"]) > 0
+
+
+@pytest.mark.parametrize(
+    "turns", [lambda number: 2, lambda number: 1 + number % 3], ids=["always 2", "1 to 3"]
+)
+def test_gradients_of_an_inner_loop_under_an_outer_tape(turns):
+    """Meta-learning: what a gradient's Python makes of shapes alone is known, and yet another tensor in each turn."""
+
+    def program(see):
+        w = tf.Variable(2.0)
+        rng = np.random.default_rng(0)
+        for number in range(40):
+            with tf.GradientTape() as outer:
+                total = 0.0
+                for _ in range(2):
+                    x = rng.uniform(-3, 3, 4).astype("f")
+                    p = tf.identity(w)
+                    for _ in range(turns(number)):
+                        with tf.GradientTape() as tape:
+                            tape.watch(p)
+                            loss = tf.reduce_mean((x * p - np.sin(x)) ** 2)
+                        p = p - 0.05 * tape.gradient(loss, p)
+                    total += tf.reduce_mean((x * p - np.sin(x)) ** 2)
+            gradient = outer.gradient(total, w)
+            w.assign_sub(0.1 * gradient)
+            see(total, gradient)
+
+    both_ways(program, co_executed=10)

@@ -8,6 +8,7 @@ Guarantees:
 
 * A tape is told what eager would tell it, in the same order: so gradients are summed in eager's order, bit for bit.
 * A tape knows tensors by number. That of a placeholder is its slot's, and does not change when the value comes.
+* A tape knows tensors by identity, so known results are others each time.
 * What an op of the owner's gave (a real tensor) is also noted in the log: a rebuild (`run.fallback`), in which tensors
   get new numbers, tells the tapes of it again.
 
@@ -52,7 +53,11 @@ class LiveSkeleton(Skeleton):
     def commit(self, run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
         """As `Skeleton.commit`; then the tapes are told, as native code does on the fast path."""
         answer = super().commit(run, step, args, name)
-        if step.form == "F" and not _tapes_empty() and not _tapes_stopped():
+        if _tapes_empty() or _tapes_stopped():
+            return answer
+        if step.kind is Kind.KNOWN:
+            answer = _apart(answer)
+        if step.form == "F":
             outputs = list(_flat(answer))
             if outputs:
                 inputs = _inputs(run, step, args)
@@ -133,6 +138,17 @@ class LiveSkeleton(Skeleton):
             return REAL["TFE_Py_TapeGradient"](
                 tape, target, sources, output_gradients, sources_raw, unconnected
             )
+
+
+def _apart(answer: Any) -> Any:
+    """Known results as tensors of their own, as eager's would be.
+
+    The same ones each time would be, to a tape, the results of the last of the ops that gave them, and what came before
+    would hang on what came after it: in a loop under an outer tape, ``Invalid tape state``.
+    """
+    if isinstance(answer, list):
+        return [_apart(item) for item in answer]
+    return native.twin(answer) if isinstance(answer, EagerTensor) else answer
 
 
 def _flat(answer: Any) -> Iterator[Any]:

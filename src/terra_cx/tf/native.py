@@ -68,6 +68,7 @@ __all__ = [
     "tell_of_access",
     "tensor_of",
     "tensor_shape",
+    "twin",
     "unrecorded",
     "wait_for_all",
 ]
@@ -270,6 +271,11 @@ def tensor_of(value: object, enum: int | None) -> Any:
 def host_value(tensor: Any) -> np.ndarray[Any, Any]:
     """The value of an ``EagerTensor`` as an array, without a copy where TensorFlow allows it."""
     return np.asarray(tensor._numpy_internal())
+
+
+def twin(tensor: Any) -> Any:
+    """Another ``EagerTensor`` with the same buffer: to a tape, one of its own."""
+    return tensor._copy_to_device(tensor.device)
 
 
 def on_host(tensor: Any) -> bool:
