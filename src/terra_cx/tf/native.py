@@ -274,8 +274,8 @@ def host_value(tensor: Any) -> np.ndarray[Any, Any]:
 
 
 def twin(tensor: Any) -> Any:
-    """Another ``EagerTensor`` with the same buffer: to a tape, one of its own."""
-    return tensor._copy_to_device(tensor.device)
+    """Another ``EagerTensor`` with the same buffer, where that is: to a tape, one of its own."""
+    return tensor._copy_to_device(tensor.backing_device)
 
 
 def on_host(tensor: Any) -> bool:
