@@ -244,7 +244,6 @@ def test_graph_command(tmp_path):
         capture_output=True,
         text=True,
         timeout=100,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         check=False,
     )
     assert done.returncode == 0, done.stderr

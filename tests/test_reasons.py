@@ -13,7 +13,6 @@ from truth import both_ways
 from terra_cx.levels import Level
 from terra_cx.reasons import NEEDS_LIVE_TAPES, Reason
 from terra_cx.run import leveling, pace, skeleton
-from terra_cx.tf import native
 from terra_cx.tf.opdefs import Kind
 from terra_cx.trace import recorder
 
@@ -126,10 +125,6 @@ def fails(*_):
 def tanh_grad_is_unknown(monkeypatch):
     known = recorder.classify
     monkeypatch.setattr(recorder, "classify", lambda op: Kind.OWNER if op == "TanhGrad" else known(op))
-
-
-def scopes_matter(monkeypatch):
-    monkeypatch.setattr(native, "only_device", lambda: None)
 
 
 def validation_fails(monkeypatch):

@@ -107,12 +107,8 @@ class Readers:
         return None
 
     def _user_line(self, frame: FrameType) -> tuple[str, int]:
-        at: FrameType | None = frame
-        while at is not None:
-            if self._user.owns(at.f_code):
-                return at.f_code.co_filename, at.f_lineno
-            at = at.f_back
-        return frame.f_code.co_filename, frame.f_lineno
+        at = self._user.innermost(frame) or frame
+        return at.f_code.co_filename, at.f_lineno
 
     def _part(self, code: CodeType) -> _Part:
         known = self._known.get(id(code))

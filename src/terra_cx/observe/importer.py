@@ -19,7 +19,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from terra_cx.observe.anchors import AnchorTable, instrument
@@ -101,6 +101,12 @@ class UserCode:
         if code.co_filename.startswith("<"):
             return id(code) in self._codes
         return self.is_user(code.co_filename)
+
+    def innermost(self, frame: FrameType | None) -> FrameType | None:
+        """The first frame, from ``frame`` outwards, that runs the user's code; None if there is none."""
+        while frame is not None and not self.owns(frame.f_code):
+            frame = frame.f_back
+        return frame
 
     def is_user(self, filename: str) -> bool:
         """Whether code of this file is the user's."""

@@ -214,13 +214,9 @@ class StatementObserver:
 
     def continue_at(self, site: Site) -> None:
         """Observation starts in the middle of a statement whose last op had `site`: number on from there."""
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if self._user.owns(frame.f_code):
-                if site.path and site.path[-1] == (frame.f_code, frame.f_lasti):
-                    self._frame(id(frame), frame.f_code).ordinal = site.ordinal + 1
-                return
-            frame = frame.f_back
+        frame = self._user.innermost(sys._getframe(1))
+        if frame is not None and site.path and site.path[-1] == (frame.f_code, frame.f_lasti):
+            self._frame(id(frame), frame.f_code).ordinal = site.ordinal + 1
 
     def user_mark(self) -> int:
         """A counter of the calls and resumptions of user functions: compare before and after a library call."""

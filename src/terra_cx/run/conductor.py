@@ -545,10 +545,7 @@ class Conductor:
 
     def _user_line(self, frame: Any) -> str:
         """``file:line`` of the innermost frame of the user's code; of all frames' innermost if there is none."""
-        at = frame
-        while at is not None and not self.user.owns(at.f_code):
-            at = at.f_back
-        at = at or frame
+        at = self.user.innermost(frame) or frame
         return f"{at.f_code.co_filename}:{at.f_lineno}"
 
 

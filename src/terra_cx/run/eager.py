@@ -57,7 +57,7 @@ def do_draw(draw: Draw) -> list[Any]:
         result = native.run_fast(draw.op, draw.name, draw.args, draw.step.device)
     else:
         inputs, attrs, outputs = draw.args
-        result = native.run_execute(draw.step.device or None, draw.op, inputs, attrs, outputs)
+        result = native.run_execute(draw.op, inputs, attrs, outputs, draw.step.device)
     return pack_outputs(result)[1]
 
 
@@ -80,7 +80,7 @@ def call_native(op: FlatOp, inputs: list[Any]) -> list[Any]:
     if op.form == "F":
         result = native.run_fast(op.op, op.name, [*grouped(inputs, op.layout), *op.attrs], op.device)
     else:
-        result = native.run_execute(op.device or None, op.op, inputs, op.attrs, len(op.specs))
+        result = native.run_execute(op.op, inputs, op.attrs, len(op.specs), op.device)
     return pack_outputs(result)[1]
 
 

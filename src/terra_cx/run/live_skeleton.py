@@ -17,7 +17,7 @@ Source: ``pywrap_tfe_src.cc``, ``RecordGradient`` and ``TFE_Py_TapeGradient``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -53,11 +53,7 @@ class LiveSkeleton(Skeleton):
     def commit(self, run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
         """As `Skeleton.commit`; then the tapes are told, as native code does on the fast path."""
         answer = super().commit(run, step, args, name)
-        if _tapes_empty() or _tapes_stopped():
-            return answer
-        if step.kind is Kind.KNOWN:
-            answer = _apart(answer)
-        if step.form == "F":
+        if step.form == "F" and not _tapes_empty() and not _tapes_stopped():
             outputs = list(_flat(answer))
             if outputs:
                 inputs = _inputs(run, step, args)
@@ -67,6 +63,16 @@ class LiveSkeleton(Skeleton):
                 scope = backward.step_token(step)
                 self._tell(step.op, inputs, (*args[step.width :], *step.inferred), outputs, scope)
         return answer
+
+    def known(self, step: Step) -> Sequence[Any]:
+        """Under a tape, tensors of their own, as eager's would be.
+
+        The same ones each time would be, to a tape, the results of the last of the ops that gave them, and what came
+        before would hang on what came after it: in a loop under an outer tape, ``Invalid tape state``.
+        """
+        if _tapes_empty() or _tapes_stopped():
+            return step.values
+        return [native.twin(value) for value in step.values]
 
     def library_call(self, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Elided only where no tape has to be told of its ops."""
@@ -138,17 +144,6 @@ class LiveSkeleton(Skeleton):
             return REAL["TFE_Py_TapeGradient"](
                 tape, target, sources, output_gradients, sources_raw, unconnected
             )
-
-
-def _apart(answer: Any) -> Any:
-    """Known results as tensors of their own, as eager's would be.
-
-    The same ones each time would be, to a tape, the results of the last of the ops that gave them, and what came before
-    would hang on what came after it: in a loop under an outer tape, ``Invalid tape state``.
-    """
-    if isinstance(answer, list):
-        return [_apart(item) for item in answer]
-    return native.twin(answer) if isinstance(answer, EagerTensor) else answer
 
 
 def _flat(answer: Any) -> Iterator[Any]:

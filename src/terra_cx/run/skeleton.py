@@ -305,7 +305,7 @@ class Skeleton(Taping):
                 self.graph.compute(step.node)
                 raise Diverge(Reason.NEW_SHAPE, of_shape(step, args))
             self.advance(run, step)
-            return _unpack(step.pack, step.values)
+            return _unpack(step.pack, self.known(step))
         if step.kind is Kind.DERIVED:
             values = derived(step, args, lambda: self.natively(step, args, name))
             for flat, value in enumerate(values, step.base):
@@ -324,6 +324,10 @@ class Skeleton(Taping):
                 here = self.here()
                 self.dispatch()
                 run, step = self.enter(self.begun(step.node), here, step.node)
+
+    def known(self, step: Step) -> Sequence[Any]:
+        """The results of a step that are known."""
+        return step.values
 
     def shapes_hold(self, step: Step, args: tuple[Any, ...]) -> bool:
         """Whether the arguments of a shape op have the recorded shapes; one that only its value tells is fetched."""

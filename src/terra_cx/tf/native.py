@@ -299,10 +299,10 @@ def run_fast(op: str, name: str | None, args: Sequence[Any], device: str = "") -
         raise_not_ok(error, name)
 
 
-def run_execute(device: str | None, op: Any, inputs: Sequence[Any], attrs: Any, outputs: int) -> Any:
-    """Execute one op or function eagerly by ``TFE_Py_Execute`` and raise eager's own exceptions."""
+def run_execute(op: Any, inputs: Sequence[Any], attrs: Any, outputs: int, device: str = "") -> Any:
+    """As `run_fast`, one op or function by ``TFE_Py_Execute``."""
     try:
-        return _execute(context()._handle, device, op, list(inputs), attrs, outputs)
+        return _execute(context()._handle, device or None, op, list(inputs), attrs, outputs)
     except NotOkStatus as error:
         raise _core._status_to_exception(error) from None
 
