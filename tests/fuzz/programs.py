@@ -205,7 +205,7 @@ class _Writer:
         if indent < 5:
             kinds += ["branch", "loop", "raise", "refuse"]
             if len(scope.open_tapes) < 2:
-                kinds += ["tape", "tape"]
+                kinds += ["tape", "tape", "adapt"]
         if scope.loops:
             kinds += ["jump"]
         return getattr(self, "_" + self._one_of(*kinds))(scope, indent)
@@ -285,9 +285,13 @@ class _Writer:
             self.line(indent, "else:")
             self.body(scope.inner(), indent + 1, 3)
 
-    def _loop(self, scope: _Scope, indent: int) -> None:
+    def _turns(self, scope: _Scope, indent: int) -> None:
+        """The head of a loop."""
         times = self._one_of("2", "3", "step % 3", "int(rng.integers(1, 4))", "box.count % 4", "len(kept)")
         self.line(indent, f"for _ in range({times}):")
+
+    def _loop(self, scope: _Scope, indent: int) -> None:
+        self._turns(scope, indent)
         self.body(scope.inner(loop=True), indent + 1, 3)
 
     def _jump(self, scope: _Scope, indent: int) -> None:
@@ -360,6 +364,29 @@ class _Writer:
             if self._draw(st.booleans()):
                 self.line(indent, f"see({found}[-1])")
             scope.names["square"].append(f"{found}[0]")
+
+    def _adapt(self, scope: _Scope, indent: int) -> None:
+        """An inner loop of gradients, often of another number of turns each time, under a tape that sees it all."""
+        self._numbers += 1
+        outer, inner_tape = f"tape{self._numbers}", f"inner{self._numbers}"
+        adapted, found = self._fresh(), self._fresh()
+        self.line(indent, f"with tf.GradientTape() as {outer}:")
+        self.line(indent + 1, f"{adapted} = {self._one_of('u', 'v', self.tensor(scope, 'square'))} * 1.0")
+        body = scope.inner(tape=outer, loop=True)
+        body.names["square"].append(adapted)
+        self._turns(body, indent + 1)
+        self.line(indent + 2, f"with tf.GradientTape() as {inner_tape}:")
+        self.line(indent + 3, f"{inner_tape}.watch({adapted})")
+        within = body.inner(tape=inner_tape)
+        self.body(within, indent + 3, 2)
+        self.line(indent + 3, f"loss = {self.operation(within, 'scalar')} + tf.reduce_mean({adapted} @ v)")
+        asked = f"{inner_tape}.gradient(loss, {adapted}, unconnected_gradients='zero')"
+        self.line(indent + 2, f"{adapted} = {adapted} - {self._one_of('0.1', 'box.scale')} * tf.tanh({asked})")
+        self.body(body, indent + 2, 1)
+        self.line(indent + 1, f"loss = tf.reduce_mean(tf.tanh(x @ {adapted})) + tf.reduce_mean(u @ v)")
+        self.line(indent, f"{found} = {outer}.gradient(loss, [u, v])")
+        self.line(indent, f"{self._one_of('u', 'v')}.assign_sub(0.05 * tf.tanh({found}[0]))")
+        scope.names["square"] += [adapted, f"{found}[1]"]
 
 
 @st.composite
