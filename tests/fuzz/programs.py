@@ -381,7 +381,9 @@ class _Writer:
         self.body(within, indent + 3, 2)
         self.line(indent + 3, f"loss = {self.operation(within, 'scalar')} + tf.reduce_mean({adapted} @ v)")
         asked = f"{inner_tape}.gradient(loss, {adapted}, unconnected_gradients='zero')"
-        self.line(indent + 2, f"{adapted} = {adapted} - {self._one_of('0.1', 'box.scale')} * tf.tanh({asked})")
+        self.line(
+            indent + 2, f"{adapted} = {adapted} - {self._one_of('0.1', 'box.scale')} * tf.tanh({asked})"
+        )
         self.body(body, indent + 2, 1)
         self.line(indent + 1, f"loss = tf.reduce_mean(tf.tanh(x @ {adapted})) + tf.reduce_mean(u @ v)")
         self.line(indent, f"{found} = {outer}.gradient(loss, [u, v])")

@@ -13,7 +13,7 @@ from test_chrome_trace import check_trace, of
 import terra_cx
 from terra_cx.profile import profiler as profiling
 from terra_cx.profile.events import CO_EXECUTED, Region, Window
-from terra_cx.profile.profiler import AnchorProfile, Plan
+from terra_cx.profile.profiler import AnchorProfile, Plan, _Spent
 from terra_cx.profile.window import WindowRecorder
 from terra_cx.run.anchor import ActiveAnchor
 
@@ -217,17 +217,30 @@ def test_windows_are_opened_as_far_as_steps_afford_them(tmp_path, monkeypatch):
 
 def test_what_windows_cost():
     profile = AnchorProfile(anchor=None)
-    for _ in range(8):
-        profile.regions[CO_EXECUTED] += 1
-        profile.nanoseconds[CO_EXECUTED] += 100
-    window = Window("train.py:1", 4, regions=[Region(0, 150, CO_EXECUTED, n) for n in range(2)])
-    profile.regions[CO_EXECUTED] += 2
-    profile.nanoseconds[CO_EXECUTED] += 300
-    profile.charge(40)
-    profile.charge_slowness(window)
-    assert profile.cost == profile.last_cost == 40 + 2 * 50
-    assert not profile.affords(0.25)  # 280 of 1100
-    assert profile.affords(0.26)
+
+    def steps(*times):
+        profile.regions[CO_EXECUTED] += len(times)
+        profile.nanoseconds[CO_EXECUTED] += sum(times)
+
+    def window(handling, *times):
+        steps(*times)
+        profile.spent.append(_Spent(handling))
+        regions = [Region(0, time, CO_EXECUTED, n) for n, time in enumerate(times)]
+        profile.seen(Window("train.py:1", 0, regions=regions))
+
+    steps(*[5000] * 4)  # blocks were compiled
+    window(30, 130, 130, 3000)  # and once in the first window
+    profile.charge(10)
+    assert not profile.affords(1.0)  # how long a step usually takes is not known
+    steps(*[100] * 10)
+    first = 40 + 3 * (130 - 100)
+    total = 20000 + 3260 + 1000
+    assert profile.affords(2 * first / total)
+    assert not profile.affords((2 * first - 1) / total)
+    window(20, 110, 110)
+    second, total = 20 + 2 * 10, total + 220
+    assert profile.affords((first + 2 * second) / total)
+    assert not profile.affords((first + 2 * second - 1) / total)
 
 
 def test_functions_that_are_elided_count_for_their_lines(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.observe.importer import UserCode
@@ -58,14 +59,14 @@ class Plan:
     times: int = 16
     """The factor from one window's place to the next."""
     steps: int = 32
-    seconds: float = 0.2
+    seconds: float = 0.1
     """A window ends when it has so many regions and is so long."""
     first_seconds: float = 0.03
     """The same of the first one, which is for programs that have few steps."""
     most_steps: int = 1000
     most_seconds: float = 5.0
     """Or when it has so many, or is so long."""
-    share: float = 0.04
+    share: float = 0.02
     """The part of the time of all steps that windows may cost."""
     devices: bool = True
     """Whether TensorFlow's profiler is asked what devices do."""
@@ -96,6 +97,23 @@ class _Kept:
 
 
 @dataclass(slots=True)
+class _Spent:
+    """What a window took from the program, in nanoseconds: opening and closing it, and its steps, slower than usual."""
+
+    handling: int = 0
+    steps: int = 0
+    nanoseconds: int = 0
+    median: int = 0
+
+    def cost(self, usual: int) -> int:
+        """All of it, where a step usually takes so long.
+
+        By the median of its steps: what was compiled in a window is not what it cost.
+        """
+        return self.handling + self.steps * max(0, self.median - usual)
+
+
+@dataclass(slots=True)
 class AnchorProfile:
     """What was seen of one anchor: its regions by kind, nanoseconds of these, its windows."""
 
@@ -109,27 +127,38 @@ class AnchorProfile:
     windows: deque[_Kept] = field(default_factory=lambda: deque(maxlen=_KEPT))
     next_at: int = 0
     """Co-executed regions after which the next window begins."""
-    cost: int = 0
-    """Nanoseconds that windows have taken from the program."""
-    last_cost: int = 0
-    """What of these the last one took."""
+    spent: list[_Spent] = field(default_factory=list)
+    """What each of its windows has cost, also of those that are not kept."""
+    _after_first: tuple[int, int] = (0, 0)
+    """Co-executed regions up to the end of the first window, and their nanoseconds."""
 
     def charge(self, nanoseconds: int) -> None:
-        """Something was done for a window."""
-        self.cost += nanoseconds
-        self.last_cost += nanoseconds
+        """Something was done for the last window."""
+        self.spent[-1].handling += nanoseconds
 
-    def charge_slowness(self, window: Window) -> None:
-        """A window's steps are known: what they took longer than others did."""
-        inside = [step.end - step.start for step in window.steps()]
-        others = self.regions[CO_EXECUTED] - len(inside)
-        if others >= len(inside):  # else the others are the first ones, in which blocks were compiled
-            outside = (self.nanoseconds[CO_EXECUTED] - sum(inside)) // others
-            self.charge(max(0, sum(inside) - len(inside) * outside))
+    def seen(self, window: Window) -> None:
+        """The last window is over."""
+        times = [step.end - step.start for step in window.steps()]
+        spent = self.spent[-1]
+        spent.steps, spent.nanoseconds = len(times), sum(times)
+        spent.median = int(median(times)) if times else 0
+        if len(self.spent) == 1:
+            self._after_first = self.regions[CO_EXECUTED], self.nanoseconds[CO_EXECUTED]
 
     def affords(self, share: float) -> bool:
-        """Whether one more window such as the last would leave all of them within a part of the steps' time."""
-        return self.cost + self.last_cost <= share * sum(self.nanoseconds.values())
+        """Whether one more window such as the last would leave all of them within a part of the steps' time.
+
+        How much slower a window has made its steps is known by those outside of windows. In the first ones blocks
+        were compiled, so only those after the first window count.
+        """
+        count, nanoseconds = self._after_first
+        later = self.spent[1:]
+        count = self.regions[CO_EXECUTED] - count - sum(one.steps for one in later)
+        nanoseconds = self.nanoseconds[CO_EXECUTED] - nanoseconds - sum(one.nanoseconds for one in later)
+        if count < _ENOUGH:
+            return False
+        costs = [one.cost(nanoseconds // count) for one in self.spent]
+        return sum(costs) + costs[-1] <= share * sum(self.nanoseconds.values())
 
     def window(self) -> Window | None:
         """The window that metrics are taken of: the last with enough steps, else the one with most."""
@@ -247,7 +276,9 @@ class Profiler:
         profile = self.anchors.get(anchor.id)
         if profile is None:
             profile = self.anchors[anchor.id] = AnchorProfile(anchor, next_at=self.plan.first)
-        if self._turn_over(profile):
+        closed = self._open is None and self._closing is None
+        nothing = closed and anchor.regions[CO_EXECUTED] < profile.next_at  # to do: so it is nearly always
+        if not nothing and self._turn_over(profile):
             self._last_end = clock()
             if self._window_anchor is not None:
                 self._window_anchor.charge(self._last_end - start)
@@ -288,18 +319,20 @@ class Profiler:
         done = anchor.regions[CO_EXECUTED]
         if anchor.stage is not Stage.CO or done < profile.next_at or len(self.anchors) > _MOST_ANCHORS:
             return False
-        if profile.next_at == self.plan.first:
+        if not profile.spent:
             return True
-        return profile.affords(self.plan.share) and not (conductor.measures and anchor.pace.measuring)
+        if profile.affords(self.plan.share):
+            return not (conductor.measures and anchor.pace.measuring)
+        profile.next_at = done + 1 + done // 16  # to ask at each step would cost a little, too
+        return False
 
     def _begin_window(self, profile: AnchorProfile) -> None:
         conductor = self.conductor
         assert conductor is not None
         done = profile.anchor.regions[CO_EXECUTED]
         opened = WindowRecorder(conductor, profile.anchor.line, done, self._places)
-        profile.last_cost = 0
-        while profile.next_at <= done:
-            profile.next_at *= self.plan.times
+        profile.spent.append(_Spent())
+        profile.next_at = max(done, 1) * self.plan.times
         with Uninterrupted():
             self._open, self._window_anchor = opened, profile
             opened.open()
@@ -317,7 +350,7 @@ class Profiler:
         assert self._window_anchor is not None
         with Uninterrupted():
             window = done.finish()
-        self._window_anchor.charge_slowness(window)
+        self._window_anchor.seen(window)
         self._window_anchor.windows.append(_Kept(window, done.trace, done.marks, done.problem))
 
     def _begun(self, anchor: ActiveAnchor) -> None:

@@ -44,6 +44,8 @@ class Places:
         self._owns = owns
         # By id, because comparing code objects takes microseconds; the objects are kept, so that ids stay theirs.
         self._codes: dict[int, tuple[CodeType, frozenset[int]]] = {}
+        self._others: dict[int, CodeType] = {}
+        """Code that is not the program's: a wait asks of ten frames, and the graph runner waits for the interpreter."""
 
     def of(self, frame: FrameType) -> tuple[str, str]:
         """What a thread with this innermost frame is at: user, host, library, terra or wait; and the program's line.
@@ -69,9 +71,15 @@ class Places:
 
     def line(self, frame: FrameType | None) -> str:
         """``file:line`` of the innermost frame of the program's."""
+        others = self._others
         while frame is not None:
-            if self._owns(frame.f_code):
-                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            code = frame.f_code
+            if id(code) not in others:
+                if self._owns(code):
+                    return f"{code.co_filename}:{frame.f_lineno}"
+                if len(others) >= _MOST_CODES:
+                    others.clear()
+                others[id(code)] = code
             frame = frame.f_back
         return UNKNOWN
 
