@@ -295,6 +295,66 @@ def test_a_schedule():
     compare(make, decay)
 
 
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule of the program's."""
+
+    def __init__(self, top):
+        self.top = top
+
+    def __call__(self, step):
+        return self.top * tf.minimum(1.0, (tf.cast(step, tf.float32) + 1.0) / 20.0)
+
+
+def higher(parts):
+    parts.optimizer._learning_rate.top = 0.1
+
+
+def clipped(parts):
+    parts.optimizer.global_clipnorm = 0.01
+
+
+def decayed(parts):
+    parts.optimizer.weight_decay = 0.5
+
+
+@pytest.mark.parametrize(
+    "change", [nothing, higher, beta, clipped, decayed], ids=lambda change: change.__name__
+)
+def test_a_schedule_of_the_program(change):
+    """Its Python runs each time, within the optimizer's, whose other Python is elided."""
+
+    def make():
+        return Parts(optimizer=keras.optimizers.AdamW(WarmUp(0.01), global_clipnorm=1.0))
+
+    calls = compare(make, change, least=60)["anchors"][0]["elisions"]["calls"]
+    assert {call["call"] for call in calls if "WarmUp.__call__" in (call["refused"] or "")}
+    inner = {"BaseOptimizer._clip_gradients", "TFOptimizer._backend_update_step"}
+    assert inner <= {call["call"] for call in calls if call["elided"] > 5}
+
+
+@pytest.mark.parametrize("change", [nothing, learning_rate, beta], ids=lambda change: change.__name__)
+def test_gradients_in_slices(change):
+    """The gradient of a table that is looked up in: the optimizer's call is elided, the slices' tensors checked."""
+
+    def make():
+        parts = Parts()
+        parts.table = tf.Variable(np.random.default_rng(2).normal(size=(7, 4)).astype("float32"))
+        return parts
+
+    def step(parts, x, y):
+        rows = tf.argsort(x[0])[: 2 + len(x) % 2]
+        with tf.GradientTape() as tape:
+            loss = parts.loss(y[:2], parts.model(tf.gather(parts.table, rows))[:2])
+        variables = [parts.table, *parts.model.trainable_variables]
+        gradients = tape.gradient(loss, variables)
+        assert isinstance(gradients[0], tf.IndexedSlices)
+        parts.optimizer.apply(gradients, variables)
+        return loss, parts.table
+
+    calls = compare(make, change, step)["anchors"][0]["elisions"]["calls"]
+    assert any(call["call"] == "BaseOptimizer.apply" and call["elided"] > 10 for call in calls)
+
+
 def test_batch_normalisation_and_regularisers():
     def make():
         return Parts(

@@ -106,6 +106,31 @@ def test_a_change_takes_effect_at_once(change):
         assert {"Loss.__call__", "Optimizer.apply_gradients", "Layer.trainable_variables"} <= elided, elisions
 
 
+def test_a_schedule_of_the_program():
+    class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            return 0.01 * tf.minimum(1.0, (tf.cast(step, tf.float32) + 1.0) / 20.0)
+
+    def program(see):
+        rng = np.random.default_rng(1)
+        parts = Parts()
+        parts.optimizer = keras.optimizers.Adam(WarmUp(), global_clipnorm=1.0)
+        for number in range(STEPS):
+            if number == LATE:
+                parts.optimizer.beta_1 = 0.5
+            x = tf.constant(rng.normal(size=(5, 4)).astype("float32"))
+            see(parts.step(x, tf.ones((5, 3)), training=False))
+        return [variable.numpy() for variable in (*parts.model.variables, *parts.optimizer.variables)]
+
+    (anchor,) = both_ways(program, co_executed=10)["anchors"]
+    calls = anchor["elisions"]["calls"]
+    assert anchor["elisions"]["mismatches"] == 0
+    assert any("WarmUp.__call__" in (call["refused"] or "") for call in calls)
+    assert any(call["call"].endswith("_internal_apply_gradients") and call["elided"] > 5 for call in calls), (
+        calls
+    )
+
+
 def test_what_a_write_returned():
     """``apply_gradients`` returns the variable that counts steps; reading it later gives what it is then."""
 

@@ -12,7 +12,7 @@ import optree
 from terra_cx.elide.entries import Entry
 from terra_cx.elide.state import State, same
 from terra_cx.tf import native
-from terra_cx.tf.native import EagerTensor
+from terra_cx.tf.native import EagerTensor, IndexedSlices
 from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.slots import Spec
 
@@ -32,6 +32,8 @@ __all__ = [
 _PLAIN = frozenset({Placeholder, EagerTensor, np.ndarray, bool, int, float, str, type(None)})
 """Types of leaves; a call whose arguments are all of these has no structure to look into."""
 _BARE = frozenset({"_tensor_shape", "_keras_mask"})
+_ARGUMENTS = "terra-cx arguments"
+"""The namespace of optree's in which `flatten_arguments` looks into objects."""
 _LARGEST = 1 << 20
 """Elements of an array that is passed to an elided call."""
 
@@ -51,11 +53,24 @@ def flatten(value: Any) -> tuple[list[Any], Any]:
 
 
 def flatten_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
-    """The leaves and the structure of a call's arguments, as `flatten`; the plain case is told by their types alone."""
+    """The leaves and the structure of a call's arguments, as `flatten`; the plain case is told by their types alone.
+
+    `IndexedSlices`, the gradient of a table that was looked up in, are their tensors here. In a result they are not: a
+    call may return the very ones that it was given, and others are not the same.
+    """
     given = (*args, *kwargs.values())
     if _PLAIN.issuperset(map(type, given)):
         return list(given), (len(args), *kwargs)
-    return flatten((args, kwargs))
+    return optree.tree_flatten((args, kwargs), none_is_leaf=True, namespace=_ARGUMENTS)
+
+
+def _parts(slices: Any) -> tuple[tuple[Any, ...], None, None]:
+    return (slices.values, slices.indices, slices.dense_shape), None, None
+
+
+optree.register_pytree_node(
+    IndexedSlices, _parts, lambda _, parts: IndexedSlices(*parts), namespace=_ARGUMENTS
+)
 
 
 def repeated(leaves: list[Any]) -> list[int]:

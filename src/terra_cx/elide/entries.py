@@ -26,6 +26,9 @@ lists of the same variables, TensorFlow's variable in Keras's (it is its handle,
 _LAYER = ("__call__", "variables", "trainable_variables", "non_trainable_variables", "weights", "trainable_weights",
           "non_trainable_weights", "losses")  # fmt: skip
 _METRIC = ("update_state", "result", "reset_state", "__call__")
+_OPTIMIZER = ("apply", "apply_gradients", "_clip_gradients", "_backend_update_step")
+_LEGACY_OPTIMIZER = ("apply_gradients", "_clip_gradients", "_internal_apply_gradients")
+"""The inner ones are for a schedule of the program's: it runs between them, and the call around them is refused."""
 _SKIPPED_SETTINGS = frozenset({"name_scope_stack", "object_name_uids", "current_call_ctx", "autocast_scope"})
 
 
@@ -163,7 +166,7 @@ def _of_keras() -> Iterator[Entry]:
     wanted: list[tuple[type, tuple[str, ...]]] = [
         (keras.layers.Layer, _LAYER),
         (keras.losses.Loss, ("__call__",)),
-        (keras.optimizers.Optimizer, ("apply", "apply_gradients")),
+        (keras.optimizers.Optimizer, _OPTIMIZER),
         *((cls, _METRIC) for cls in metrics if issubclass(cls, keras.metrics.Metric)),
     ]
     yield from _entries_of(wanted)
@@ -189,7 +192,7 @@ def _of_legacy_keras() -> Iterator[Entry]:
         (keras.Model, _LAYER),
         (layer, _LAYER),
         (keras.losses.Loss, ("__call__",)),
-        *((cls, ("apply_gradients",)) for cls in optimizers if hasattr(cls, "apply_gradients")),
+        *((cls, _LEGACY_OPTIMIZER) for cls in optimizers if hasattr(cls, "apply_gradients")),
         *((cls, _METRIC) for cls in metrics if issubclass(cls, keras.metrics.Metric)),
     ]
     yield from _entries_of(wanted)
