@@ -72,6 +72,38 @@ def test_a_training_step():
     assert report["anchors"][0]["elisions"]["compared"] > 10
 
 
+def normalised(x, state, late):
+    """``tf.nn.moments`` stops recording inside; late there is a gradient for which a fallback tells a tape all that."""
+    with tf.GradientTape(persistent=True) as tape:
+        hidden = tf.matmul(x, state["w"])
+        mean, variance = tf.nn.moments(hidden, axes=[-1], keepdims=True)
+        loss = tf.reduce_sum(tf.square((hidden - mean) * tf.math.rsqrt(variance + 0.1) + state["b"]))
+    gradients = tape.gradient(loss, [*state.values()])
+    state["b"].assign_sub(0.1 * gradients[1])
+    state["w"].assign_sub(0.1 * gradients[0])
+    return loss, gradients, tape.gradient(variance, hidden) if late else None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_function_that_stops_recording(late):
+    compare(lambda x, state, is_late: normalised(x, state, late and is_late), least=100, co_executed=20)
+
+
+def test_moments_are_elided(monkeypatch):
+    names = set()
+    call = function_elider.FunctionElider.answered
+
+    def answered(self, known, *args):
+        answer = call(self, known, *args)
+        if type(answer) is list:
+            names.add(known.function.name)
+        return answer
+
+    monkeypatch.setattr(function_elider.FunctionElider, "answered", answered)
+    compare(lambda x, state, late: normalised(x, state, False), least=100)
+    assert "tf.nn.moments" in names
+
+
 def test_in_turns_overlapped_and_with_errors_in_place():
     for pace in ("turns", "overlapped"):
         compare(train, least=60, pace=pace)

@@ -61,7 +61,8 @@ def flatten_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[li
     given = (*args, *kwargs.values())
     if _PLAIN.issuperset(map(type, given)):
         return list(given), (len(args), *kwargs)
-    return optree.tree_flatten((args, kwargs), none_is_leaf=True, namespace=_ARGUMENTS)
+    all_of_it: Any = (args, kwargs)
+    return optree.tree_flatten(all_of_it, none_is_leaf=True, namespace=_ARGUMENTS)
 
 
 def _parts(slices: Any) -> tuple[tuple[Any, ...], None, None]:

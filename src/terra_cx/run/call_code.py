@@ -169,6 +169,8 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
     if call.accesses:
         where = f"run.start + {text.const(steps[first].position)}"
         text.add(f"skeleton.accessed({text.const(call.accesses)}, {text.const(call.handles)}, {where})")
+    if call.pauses:
+        text.add(f"skeleton.paused({text.const(call.pauses)})")
     answers: list[str] = []
     placeholders: dict[int, str] = {}
     """By flat output: a tensor that is returned twice is one object."""

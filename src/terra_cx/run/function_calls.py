@@ -66,6 +66,8 @@ class FunctionCall:
     again: tuple[tuple[int, int], ...]
     steps: tuple[Step, ...]
     accesses: tuple[Any, ...]
+    pauses: tuple[tuple[int, str], ...]
+    """As `Notes.pauses`."""
     pack: type | None
     results: tuple[Any, ...]
     handles: tuple[Any, ...] = ()
@@ -99,6 +101,7 @@ class FunctionCall:
             fixed,
             self.again,
             tuple(map(id, self.accesses)),
+            self.pauses,
         )
 
 
@@ -109,6 +112,8 @@ class Notes:
     commits: list[tuple[Step, tuple[Any, ...]]] = field(default_factory=list)
     accesses: list[Any] = field(default_factory=list)
     reads: list[Any] = field(default_factory=list)
+    pauses: tuple[tuple[int, str], ...] = ()
+    """Where it stopped recording and restarted it (``stop``, ``restart``): before which of its ops."""
 
 
 class Unfit(Exception):
@@ -284,7 +289,7 @@ def learned(
     """Flat outputs of the call's ops."""
     inside: dict[int, tuple[Any, list[Check]]] = {}
     raw: list[tuple[Check, Any]] = []
-    if not notes.commits:
+    if not notes.commits or (notes.pauses and notes.accesses):  # was it told while recording was stopped?
         raise Unfit
     for step, args in notes.commits:
         if step.kind not in _KINDS or (step.kind is not Kind.KNOWN and not step.computed):
@@ -333,6 +338,7 @@ def learned(
         again=tuple(arguments.again),
         steps=tuple(step for step, _ in notes.commits),
         accesses=tuple(notes.accesses),
+        pauses=notes.pauses,
         pack=pack,
         results=tuple(_result(item, run, made, known) for item in (result if pack else (result,))),
     )

@@ -10,8 +10,8 @@ Guarantees:
 * A call is learned only if all its ops lie in one run, the open one or one that it begins, and each of their
   arguments is a tensor or variable that was passed, what an array that was passed is converted to, an output of an
   earlier op of the call, or a constant that the call made of what is guarded by value; if no tensor's value was read in
-  it, no random number drawn, nothing written, nothing but accesses told to the tapes; and if it returns those ops'
-  outputs.
+  it, no random number drawn, nothing written, nothing told to the tapes but accesses and pauses; and if it returns
+  those ops' outputs.
 * The second call at a place is compared with the first, later ones at falling frequency. A difference ends it for this
   function at this place, is counted and told.
 * Nothing is committed before everything has been checked.
@@ -160,7 +160,7 @@ class FunctionElider:
         skeleton = self._skeleton
         log, opened, begins = skeleton.log, skeleton.run, skeleton.step is None
         first = opened.pos if opened is not None and not begins else 0
-        events = len(log.events)
+        events, position = len(log.events), skeleton.position()
         self._inside = True
         try:
             with self._noting() as notes:
@@ -173,8 +173,10 @@ class FunctionElider:
             run = skeleton.run
             if run is None or (run is opened) is begins or len(notes.commits) != run.pos - first:
                 raise Unfit  # a block ends in it, or nothing has begun one
-            if any(event.what != "access" for event in log.events[events:]) or notes.reads:
+            told = [event for event in log.events[events:] if event.what != "access"]
+            if any(event.what not in ("stop", "restart") for event in told) or notes.reads:
                 raise Unfit
+            notes.pauses = tuple((event.position - position, event.what) for event in told)
             numbers_too = bool(place.known) if compared is None else compared.converts_numbers
             found = learned(function, run, (args, kwargs), around, notes, result, numbers_too)
         except Unfit:
