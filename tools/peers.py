@@ -1,8 +1,9 @@
 """Runs other people's tests under co-execution, each body repeated until hot: suites that wheels carry.
 
 Each test file runs twice in a process of its own, in plain eager and co-executed (`tests/peers/hot.py`), and the
-outcomes are compared. `tests/peers/ledger.toml` holds the tests that are known to differ, with a reason each. Exit
-code: 0 if nothing else differs and no entry of the ledger is out of date, 1 otherwise, 2 if nothing could be run.
+outcomes are compared; as many files at a time as there are processors. `tests/peers/ledger.toml` holds the tests that
+are known to differ, with a reason each. Exit code: 0 if nothing else differs and no entry of the ledger is out of date,
+1 otherwise, 2 if nothing could be run.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +104,13 @@ def run(file, times, mode, folder):
     return json.loads(result.read_text())
 
 
+def compared(file, times, folder):
+    """The outcomes of a file's tests, in eager and co-executed, by the test's name."""
+    eager, co = (run(file, times, mode, folder) for mode in ("eager", "co"))
+    blank = ["missing", "", 0, 0]
+    return {name: (eager.get(name, blank), co.get(name, blank)) for name in sorted(eager.keys() | co.keys())}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -109,6 +118,9 @@ def main():
         nargs="?",
         default="",
         help="only files with this in their path, say sonnet or graphics/math",
+    )
+    parser.add_argument(
+        "-j", "--jobs", type=int, default=os.cpu_count(), help="files at a time (%(default)s)"
     )
     args = parser.parse_args()
     console = Console()
@@ -123,21 +135,27 @@ def main():
     table = Table("file", "tests", "pass in both", "fail in both", "co-executed", "differ")
     differ, known, ran = [], [], set()
     sums = [0] * (len(table.columns) - 1)
+    pool = ThreadPoolExecutor(args.jobs)
     with tempfile.TemporaryDirectory(prefix="terra-cx-peers-") as folder:
-        for file, times in track(chosen, "testing", console=Console(stderr=True)):
-            eager, co = (run(file, times, mode, Path(folder)) for mode in ("eager", "co"))
-            names = eager.keys() | co.keys()
-            ran |= names
-            blank = ["missing", "", 0, 0]
-            pairs = {name: (eager.get(name, blank), co.get(name, blank)) for name in sorted(names)}
-            here = [(name, a, b) for name, (a, b) in pairs.items() if a[0] != b[0]]
-            differ += [one for one in here if one[0] not in ledger]
-            known += [one[0] for one in here if one[0] in ledger]
-            both = [a[0] for a, b in pairs.values() if a[0] == b[0]]
-            hot = sum(b[2] > 0 for _, b in pairs.values())
-            cells = (len(names), both.count("passed"), both.count("failed"), hot, len(here))
-            sums = [sum(pair) for pair in zip(sums, cells, strict=True)]
-            table.add_row(file.stem, *map(str, cells))
+        # (Files of one name would share what they write.)
+        folders = [Path(folder, str(number)) for number in range(len(chosen))]
+        for each in folders:
+            each.mkdir()
+        results = pool.map(compared, *zip(*chosen, strict=True), folders)
+        try:
+            told = list(track(results, "testing", total=len(chosen), console=Console(stderr=True)))
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C
+    for (file, _), pairs in zip(chosen, told, strict=True):
+        ran |= pairs.keys()
+        here = [(name, a, b) for name, (a, b) in pairs.items() if a[0] != b[0]]
+        differ += [one for one in here if one[0] not in ledger]
+        known += [one[0] for one in here if one[0] in ledger]
+        both = [a[0] for a, b in pairs.values() if a[0] == b[0]]
+        hot = sum(b[2] > 0 for _, b in pairs.values())
+        cells = (len(pairs), both.count("passed"), both.count("failed"), hot, len(here))
+        sums = [sum(pair) for pair in zip(sums, cells, strict=True)]
+        table.add_row(file.stem, *map(str, cells))
     table.add_section()
     table.add_row(f"{len(chosen)} files", *map(str, sums))
     console.print(table)
