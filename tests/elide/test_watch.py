@@ -10,6 +10,7 @@ import time
 import warnings
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -63,6 +64,28 @@ def test_code_of_another_library():
     other = of_keras(lambda: 1)
     other.__globals__["__name__"] = "sonnet.src.base"
     assert "sonnet" in watched(other).effect
+
+
+ARRAY = np.arange(6.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "computes"),
+    [
+        (lambda: np.isscalar([0]), False),
+        (lambda: np.finfo("float32").max, False),
+        (lambda: np.asarray(ARRAY), False),
+        (lambda: np.max(ARRAY), True),
+        (lambda: ARRAY.sum(), True),
+        (lambda: (np.isscalar(3), np.isscalar([ARRAY])), True),
+        (lambda: np.stack([*{"a": ARRAY}.values()]), True),
+        (lambda: np.fromiter(iter(ARRAY), float), True),
+        (lambda: np.add.reduce(ARRAY), True),
+    ],
+)
+def test_what_computes_with_an_array(call, computes):
+    """A call of NumPy's that is given none does not."""
+    assert watched(of_keras(call)).computes is computes
 
 
 def test_a_layer():

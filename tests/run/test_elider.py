@@ -210,6 +210,45 @@ def test_arrays_are_passed():
     assert {"Layer.__call__", "Loss.__call__"} <= {call["call"] for call in calls if call["elided"] > 10}
 
 
+def test_arrays_that_several_ops_are_given():
+    """Labels of a metric, pictures of a batch normalisation: each is one tensor, made of the array once."""
+
+    def program(see):
+        keras.utils.set_random_seed(3)
+        rng = np.random.default_rng(1)
+        model = keras.Sequential(
+            [
+                keras.layers.Input((4, 4, 1)),
+                keras.layers.BatchNormalization(),
+                keras.layers.Flatten(),
+                dense(3),
+            ]
+        )
+        loss, metric = (
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            keras.metrics.SparseCategoricalAccuracy(),
+        )
+        optimizer = keras.optimizers.SGD(0.1)
+        for step in range(STEPS):
+            pictures = rng.normal(size=(5, 4, 4, 1)).astype("float32")
+            labels = rng.integers(0, 3, 5) if step < LATE else np.array([0, 0, 0, 0, 1])
+            with tf.GradientTape() as tape:
+                logits = model(pictures, training=True)
+                value = loss(labels, logits)
+            variables = model.trainable_variables
+            optimizer.apply(tape.gradient(value, variables), variables)
+            metric.update_state(labels, logits)
+            see(value, metric.result())
+        return model.variables
+
+    report = both_ways(program, co_executed=12)
+    calls = report["anchors"][0]["elisions"]["calls"]
+    assert {
+        ("MeanMetricWrapper.update_state", "SparseCategoricalAccuracy"),
+        ("Layer.__call__", "Sequential"),
+    } <= {(call["call"], call["of"]) for call in calls if call["elided"] > 10}, calls
+
+
 def test_an_array_that_stays_the_same_and_then_does_not():
     labels = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
 

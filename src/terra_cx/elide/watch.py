@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterable, Iterator, MappingView
 from types import CodeType, FrameType
 from typing import Any
+
+import numpy as np
 
 from terra_cx.elide.names import is_library
 from terra_cx.observe.importer import UserCode
@@ -73,6 +76,29 @@ def _is_ours(frame: FrameType | None) -> bool:
     return False
 
 
+def _is_numpys(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("numpy")
+
+
+def _is_called_by_us(frame: FrameType) -> bool:
+    caller = frame.f_back
+    return caller is not None and str(caller.f_globals.get("__name__", "")).startswith(_OURS)
+
+
+def _holds_array(values: Iterable[Any]) -> bool:
+    """Whether there is an array among these, or in a list, tuple or dict among them; what only iterates may hold any.
+
+    Whatever gets at an array's values is first given the array itself. (Any call of NumPy's was taken for one:
+    TensorFlow's ``squeeze`` asks ``np.isscalar(axis)``, and Keras's ``argmax`` for ``np.finfo``.)
+    """
+    return any(
+        isinstance(value, (np.ndarray, Iterator, MappingView))
+        or (isinstance(value, (list, tuple)) and _holds_array(value))
+        or (isinstance(value, dict) and _holds_array(value.values()))
+        for value in values
+    )
+
+
 class Watch:
     """Notes Python functions that begin, and the first C function with an effect, between `start` and `stop`.
 
@@ -116,11 +142,10 @@ class Watch:
                 return
             if code.co_argcount and code.co_varnames[0] == "self" and is_library(names.get("__name__")):
                 self._method(type(frame.f_locals["self"]), code.co_name)
+            if not self.computes and _is_numpys(frame) and not _is_called_by_us(frame):
+                self.computes = _holds_array(frame.f_locals.values())
             if (code, id(names)) in self.codes:
                 return
-            caller = frame.f_back.f_globals.get("__name__", "") if frame.f_back is not None else ""
-            if names.get("__name__", "").startswith("numpy") and not caller.startswith(_OURS):
-                self.computes = True
             self.codes[code, id(names)] = names
             if self.effect is None and (self._user.owns(code) or not _is_understood(names.get("__name__"))):
                 self.effect = f"{code.co_qualname} of {names.get('__name__')} runs in it"
@@ -129,8 +154,9 @@ class Watch:
             module = arg.__module__
             if module is None:
                 module = type(arg.__self__).__module__
-            if module == "numpy" and name not in _COPIES:
-                self.computes = self.computes or not frame.f_globals.get("__name__", "").startswith(_OURS)
+            if module == "numpy" and name not in _COPIES and not self.computes:
+                known = _is_numpys(frame) and not _holds_array(frame.f_locals.values())
+                self.computes = not known and not frame.f_globals.get("__name__", "").startswith(_OURS)
             outside = (
                 (module in _EFFECTS and name not in _HARMLESS) or name in _PRINTING or "random" in module
             )

@@ -184,6 +184,8 @@ class Elider:
         """The stretches of a call with the runs that they are part of, arguments bound; None if one does not fit."""
         skeleton = self._skeleton
         plan: list[tuple[BlockRun, _Stretch]] = []
+        converted: dict[tuple[int, int], Any] = {}
+        """Arrays as tensors: what several ops are given must be one."""
         index = 0
         run, pos = skeleton.run, skeleton.run.pos if skeleton.run is not None else 0
         while index < len(call.nodes):
@@ -208,7 +210,9 @@ class Elider:
             for check, number, dtype in stretch.given:
                 leaf = leaves[number]
                 if dtype is not None:
-                    leaf = native.as_tensor(leaf, native.dtype_of(dtype))
+                    array, leaf = leaf, converted.get((number, dtype))
+                    if leaf is None:
+                        leaf = converted[number, dtype] = native.as_tensor(array, native.dtype_of(dtype))
                 if check[0] == LOCAL:  # `admits` without the call: most arguments are of this kind
                     if type(leaf) is not Placeholder or leaf._slot is not slots[check[1]]:
                         return None
