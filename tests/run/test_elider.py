@@ -394,6 +394,37 @@ def test_gradients_in_slices(change):
     assert any(call["call"] == "BaseOptimizer.apply" and call["elided"] > 10 for call in calls)
 
 
+def backwards(parts):
+    parts.model.layers[1].go_backwards = True
+
+
+def other_activation(parts):
+    parts.model.layers[1].cell.activation = keras.activations.sigmoid
+
+
+@pytest.mark.parametrize(
+    ("layer", "change"),
+    [
+        (keras.layers.LSTM, nothing),
+        (keras.layers.LSTM, backwards),
+        (keras.layers.GRU, other_activation),
+    ],
+)
+def test_recurrent_layers(layer, change):
+    def make():
+        parts = Parts(optimizer=keras.optimizers.Adam(0.01))
+        layers = [keras.layers.Embedding(9, 4, mask_zero=True), layer(3), dense(3)]
+        parts.model = keras.Sequential([keras.layers.Input((4,)), *layers])
+        return parts
+
+    def step(parts, x, y):
+        return parts.step(tf.cast(tf.abs(x) * 4.0, tf.int32) % 9, y)
+
+    calls = compare(make, change, step)["anchors"][0]["elisions"]["calls"]
+    elided = {(call["call"], call["of"]) for call in calls if call["elided"] > 10}
+    assert ("Layer.__call__", "Sequential") in elided, calls
+
+
 def test_batch_normalisation_and_regularisers():
     def make():
         return Parts(

@@ -50,6 +50,7 @@ _UNDERSTOOD = frozenset(
         "ml_dtypes",
         "google",
         "six",
+        "typing_extensions",
         _OURS,
     }
 )
