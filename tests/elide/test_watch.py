@@ -80,6 +80,8 @@ ARRAY = np.arange(6.0)
         (lambda: (np.isscalar(3), np.isscalar([ARRAY])), True),
         (lambda: np.stack([*{"a": ARRAY}.values()]), True),
         (lambda: np.fromiter(iter(ARRAY), float), True),
+        (lambda: np.max(tf.constant(ARRAY)), True),
+        (lambda: np.isscalar(ARRAY[0]), True),
         (lambda: np.add.reduce(ARRAY), True),
     ],
 )

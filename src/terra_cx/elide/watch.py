@@ -16,6 +16,7 @@ import numpy as np
 
 from terra_cx.elide.names import is_library
 from terra_cx.observe.importer import UserCode
+from terra_cx.tf.native import EagerTensor
 
 __all__ = ["Watch"]
 
@@ -89,11 +90,12 @@ def _is_called_by_us(frame: FrameType) -> bool:
 def _holds_array(values: Iterable[Any]) -> bool:
     """Whether there is an array among these, or in a list, tuple or dict among them; what only iterates may hold any.
 
-    Whatever gets at an array's values is first given the array itself. (Any call of NumPy's was taken for one:
-    TensorFlow's ``squeeze`` asks ``np.isscalar(axis)``, and Keras's ``argmax`` for ``np.finfo``.)
+    So may a tensor that was made of one, and a number that was taken out of one. Whatever gets at an array's values is
+    first given the array itself. (Any call of NumPy's was taken for one: TensorFlow's ``squeeze`` asks
+    ``np.isscalar(axis)``, and Keras's ``argmax`` for ``np.finfo``.)
     """
     return any(
-        isinstance(value, (np.ndarray, Iterator, MappingView))
+        isinstance(value, (np.ndarray, np.generic, EagerTensor, Iterator, MappingView))
         or (isinstance(value, (list, tuple)) and _holds_array(value))
         or (isinstance(value, dict) and _holds_array(value.values()))
         for value in values

@@ -56,7 +56,7 @@ class Plan:
 
     first: int = 8
     """Co-executed regions of an anchor before its first window."""
-    times: int = 16
+    times: int = 4
     """The factor from one window's place to the next."""
     steps: int = 32
     seconds: float = 0.1
