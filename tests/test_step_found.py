@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import numpy as np
 import tensorflow as tf
 from truth import both_ways
 
 import terra_cx
+from terra_cx import session
+from terra_cx.run import conductor
+from terra_cx.trace import regions, surveyor
 
 
 def data(steps: int, width: int = 6):
@@ -26,6 +30,40 @@ def update(weights, x, rate=0.05):
 def share(report):
     """Co-executed regions of all."""
     return report["regions"]["co_executed"] / max(report["regions"]["total"], 1)
+
+
+def test_what_a_survey_costs_is_no_part_of_eagers_steps(monkeypatch):
+    """On a clock that only a survey moves on: an hour for each op."""
+    clock = types.SimpleNamespace(now=0.0)
+    monkeypatch.setattr(surveyor, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(session, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    surveyed = []
+
+    def op(self, *args):
+        clock.now += 3600.0
+        surveyed.append(args)
+        return noted(self, *args)
+
+    noted = regions.Survey.op
+    monkeypatch.setattr(regions.Survey, "op", op)
+    times = []
+    activate = conductor.Conductor.activate
+    monkeypatch.setattr(
+        conductor.Conductor,
+        "activate",
+        lambda self, anchor, line, eager: times.append(eager) or activate(self, anchor, line, eager),
+    )
+
+    def program(see):
+        weights = tf.Variable(tf.random.normal([6, 3]))
+        for x in data(40):
+            see(update(weights, x))
+
+    both_ways(program, co_executed=10)
+    assert len(surveyed) > 10
+    [eager] = times
+    assert len(eager) > 1
+    assert max(eager) == 0.0
 
 
 def test_epochs_over_batches_over_a_validation_loop():

@@ -334,7 +334,7 @@ class Session:
         assert surveyor is not None
         start = time.perf_counter()
         marks = self._marks[anchor_id]
-        marks.append(start)
+        marks.append(start - surveyor.seconds)  # eager's steps are without the survey
         del marks[:-_MARKS]
         if self._barren >= _BARREN_VISITS and not surveyor.survey.ops:
             return
