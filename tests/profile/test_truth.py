@@ -86,7 +86,7 @@ def truth(monkeypatch):
 def test_each_metric_is_within_five_percent_of_the_truth(
     tmp_path, monkeypatch, truth, sleep, read_every, size, bound
 ):
-    monkeypatch.setattr(profiling, "Plan", lambda: Plan(first=40, steps=STEPS, most_seconds=60))
+    monkeypatch.setattr(profiling, "Plan", lambda: Plan(first=40, times=1000, steps=STEPS, most_seconds=60))
     run = terra_cx.co_execute(profile=tmp_path, pace="overlapped")(program)
     run(truth, STEPS + 100, sleep, read_every, size)
     (profile,) = run.last_session.profiler.anchors.values()
