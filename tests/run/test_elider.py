@@ -645,8 +645,10 @@ def test_functional_models_with_two_inputs_and_masks():
         parts.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 
-    report = both_ways(program(make, learning_rate, step), co_executed=15)
-    assert elided(report) > 30
+    calls = both_ways(program(make, learning_rate, step), co_executed=15)["anchors"][0]["elisions"]["calls"]
+    found = {(call["call"], call["of"]) for call in calls if call["elided"] > 10}
+    # The optimizer's is refused: of a gradient in slices RMSprop makes what only the owner thread computes.
+    assert {("Layer.__call__", "Functional"), ("Loss.__call__", "MeanSquaredError")} <= found, calls
 
 
 HIDDEN = """
