@@ -649,6 +649,7 @@ def test_functional_models_with_two_inputs_and_masks():
     found = {(call["call"], call["of"]) for call in calls if call["elided"] > 10}
     # The optimizer's is refused: of a gradient in slices RMSprop makes what only the owner thread computes.
     assert {("Layer.__call__", "Functional"), ("Loss.__call__", "MeanSquaredError")} <= found, calls
+    assert sum(call["ops"] * call["elided"] for call in calls) > 2000
 
 
 HIDDEN = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.slots import Spec
 
 __all__ = [
+    "TOLD",
     "Argument",
     "LibraryCall",
     "Source",
@@ -26,6 +27,7 @@ __all__ = [
     "is_conversion",
     "is_telling",
     "normal",
+    "pauses",
     "repeated",
 ]
 
@@ -34,6 +36,8 @@ _PLAIN = frozenset({Placeholder, EagerTensor, np.ndarray, bool, int, float, str,
 _BARE = frozenset({"_tensor_shape", "_keras_mask"})
 _ARGUMENTS = "terra-cx arguments"
 """The namespace of optree's in which `flatten_arguments` looks into objects."""
+TOLD = ("access", "stop", "restart")
+"""What a call that is elided may tell the tapes."""
 _LARGEST = 1 << 20
 """Elements of an array that is passed to an elided call."""
 
@@ -47,9 +51,9 @@ def normal(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(list(arg) if type(arg) is zip else arg for arg in args) if zip in map(type, args) else args
 
 
-def flatten(value: Any) -> tuple[list[Any], Any]:
-    """The leaves and the structure of lists, tuples and dicts; None is a leaf."""
-    return optree.tree_flatten(value, none_is_leaf=True)
+def flatten(value: Any, namespace: str = "") -> tuple[list[Any], Any]:
+    """The leaves and the structure of lists, tuples and dicts, and of what else optree knows; None is a leaf."""
+    return optree.tree_flatten(value, none_is_leaf=True, namespace=namespace)
 
 
 def flatten_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
@@ -61,8 +65,7 @@ def flatten_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[li
     given = (*args, *kwargs.values())
     if _PLAIN.issuperset(map(type, given)):
         return list(given), (len(args), *kwargs)
-    all_of_it: Any = (args, kwargs)
-    return optree.tree_flatten(all_of_it, none_is_leaf=True, namespace=_ARGUMENTS)
+    return flatten((args, kwargs), _ARGUMENTS)
 
 
 def _parts(slices: Any) -> tuple[tuple[Any, ...], None, None]:
@@ -72,6 +75,16 @@ def _parts(slices: Any) -> tuple[tuple[Any, ...], None, None]:
 optree.register_pytree_node(
     IndexedSlices, _parts, lambda _, parts: IndexedSlices(*parts), namespace=_ARGUMENTS
 )
+
+
+def pauses(events: Iterable[Any], start: int) -> tuple[tuple[int, str], ...]:
+    """Where a call stops recording and restarts it (``stop``, ``restart``): before which of its ops.
+
+    Args:
+        events: what it has told the tapes, none but `TOLD`.
+        start: the region's position of its first op.
+    """
+    return tuple((event.position - start, event.what) for event in events if event.what != "access")
 
 
 def repeated(leaves: list[Any]) -> list[int]:
@@ -165,8 +178,8 @@ class LibraryCall:
     """The structure of what it returned."""
     results: list[Source]
     accesses: list[Any]
-    pauses: list[tuple[int, str]]
-    """Where it stops recording and restarts it (``stop``, ``restart``): before which of its ops."""
+    pauses: tuple[tuple[int, str], ...]
+    """As `pauses` tells."""
     ambient: Any
     state: State
     line: str = "?"

@@ -78,13 +78,9 @@ def _is_ours(frame: FrameType | None) -> bool:
     return False
 
 
-def _is_numpys(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("numpy")
-
-
-def _is_called_by_us(frame: FrameType) -> bool:
-    caller = frame.f_back
-    return caller is not None and str(caller.f_globals.get("__name__", "")).startswith(_OURS)
+def _is_of(frame: FrameType | None, modules: str | tuple[str, ...]) -> bool:
+    """Whether a function is one of these modules, named by how they begin."""
+    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith(modules)
 
 
 def _holds_array(values: Iterable[Any]) -> bool:
@@ -141,11 +137,11 @@ class Watch:
     def _on_event(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
             code, names = frame.f_code, frame.f_globals
-            if names.get("__name__", "").startswith(_OURS):
+            if _is_of(frame, _OURS):
                 return
             if code.co_argcount and code.co_varnames[0] == "self" and is_library(names.get("__name__")):
                 self._method(type(frame.f_locals["self"]), code.co_name)
-            if not self.computes and _is_numpys(frame) and not _is_called_by_us(frame):
+            if not self.computes and _is_of(frame, "numpy") and not _is_of(frame.f_back, _OURS):
                 self.computes = _holds_array(frame.f_locals.values())
             if (code, id(names)) in self.codes:
                 return
@@ -157,17 +153,12 @@ class Watch:
             module = arg.__module__
             if module is None:
                 module = type(arg.__self__).__module__
-            if module == "numpy" and name not in _COPIES and not self.computes:
-                known = _is_numpys(frame) and not _holds_array(frame.f_locals.values())
-                self.computes = not known and not frame.f_globals.get("__name__", "").startswith(_OURS)
+            if module == "numpy" and name not in _COPIES and not self.computes and not _is_of(frame, _OURS):
+                self.computes = not _is_of(frame, "numpy") or _holds_array(frame.f_locals.values())
             outside = (
                 (module in _EFFECTS and name not in _HARMLESS) or name in _PRINTING or "random" in module
             )
-            if (
-                outside
-                and not frame.f_globals.get("__name__", "").startswith(_TRANSPARENT)
-                and not _is_ours(frame)
-            ):
+            if outside and not _is_of(frame, _TRANSPARENT) and not _is_ours(frame):
                 self.effect = f"{module}.{name} is called in it"
 
     def _method(self, cls: type, name: str) -> None:

@@ -113,7 +113,7 @@ class Notes:
     accesses: list[Any] = field(default_factory=list)
     reads: list[Any] = field(default_factory=list)
     pauses: tuple[tuple[int, str], ...] = ()
-    """Where it stopped recording and restarted it (``stop``, ``restart``): before which of its ops."""
+    """As `elide.calls.pauses` tells."""
 
 
 class Unfit(Exception):

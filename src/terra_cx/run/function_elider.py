@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from terra_cx.compile.blocks import Step
+from terra_cx.elide.calls import TOLD, pauses
 from terra_cx.elide.functions import Function
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.call_code import DUE, answering
@@ -173,10 +174,10 @@ class FunctionElider:
             run = skeleton.run
             if run is None or (run is opened) is begins or len(notes.commits) != run.pos - first:
                 raise Unfit  # a block ends in it, or nothing has begun one
-            told = [event for event in log.events[events:] if event.what != "access"]
-            if any(event.what not in ("stop", "restart") for event in told) or notes.reads:
+            told = log.events[events:]
+            if any(event.what not in TOLD for event in told) or notes.reads:
                 raise Unfit
-            notes.pauses = tuple((event.position - position, event.what) for event in told)
+            notes.pauses = pauses(told, position)
             numbers_too = bool(place.known) if compared is None else compared.converts_numbers
             found = learned(function, run, (args, kwargs), around, notes, result, numbers_too)
         except Unfit:

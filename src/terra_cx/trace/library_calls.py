@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from terra_cx.elide.calls import (
+    TOLD,
     Argument,
     LibraryCall,
     Source,
@@ -21,6 +22,7 @@ from terra_cx.elide.calls import (
     is_conversion,
     is_telling,
     normal,
+    pauses,
     repeated,
 )
 from terra_cx.elide.entries import OPAQUE, Entries, Entry
@@ -56,8 +58,6 @@ ATTEMPTS = 2
 """Traces in which a call is looked at before it is refused for good: the first one may build its variables."""
 _INTERNAL = (AttributeError, LookupError, AssertionError, NameError, TypeError, ValueError)
 _COMPUTED = (Kind.PURE, Kind.READ, Kind.WRITE, Kind.KNOWN)
-_TOLD = ("access", "stop", "restart")
-"""What a call may tell the tapes."""
 _tapes_empty = REAL["TFE_Py_TapeSetIsEmpty"]
 _tapes_stopped = REAL["TFE_Py_TapeSetIsStopped"]
 
@@ -122,7 +122,7 @@ class CallNotes:
             if watch.effect is not None:
                 attempts = ATTEMPTS - 1  # that will not change
                 raise Unfit(watch.effect)
-            if any(event.what not in _TOLD for event in trace.events[events:]):
+            if any(event.what not in TOLD for event in trace.events[events:]):
                 raise Unfit("it has to do with tapes")
             if any(call.kind not in _COMPUTED for call in trace.calls[first:]):
                 raise Unfit("an op in it is not the graph's")
@@ -229,11 +229,7 @@ class _Noted:
             result=structure,
             results=[self._result(leaf) for leaf in leaves],
             accesses=recorder.accessed[accesses:],
-            pauses=[
-                (event.position - self._start, event.what)
-                for event in recorder.trace.events[events:]
-                if event.what != "access"
-            ],
+            pauses=pauses(recorder.trace.events[events:], self._start),
             ambient=ambient,
             state=state,
             line=_line(calls),
