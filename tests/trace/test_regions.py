@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -29,10 +30,21 @@ class Surveyed:
         self.chosen: int | None = None
         self.reason = ""
         self.steps_before = 0
+        self.frames: list[FrameType] = []
         code = instrument(compile(textwrap.dedent(source), "user.py", "exec"), self.table)
         names = {
             name: getattr(self, name)
-            for name in ("op", "write", "gradient", "tape", "forward", "apply", "train_step", "evaluate")
+            for name in (
+                "op",
+                "write",
+                "gradient",
+                "tape",
+                "forward",
+                "apply",
+                "train_step",
+                "evaluate",
+                "keep_frame",
+            )
         }
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(builtins, PROBE, self.probe, raising=False)
@@ -86,6 +98,10 @@ class Surveyed:
     def evaluate(self) -> None:
         self.op(10)
         self.write(2)
+
+    def keep_frame(self) -> None:
+        """The frame that calls stays, and no later one has its id."""
+        self.frames.append(sys._getframe(1))
 
 
 def library_fit(step: Callable[[Any], None], count: int, callback: Callable[[], None] | None = None) -> None:
@@ -331,6 +347,11 @@ PROGRAMS = {
             op(1)
             step(1)
         library_fit(lambda item: main(), 50)
+    """),
+    "a function called by lambdas that a library calls, each in a frame of its own": (20, """
+        def main():  # here
+            train_step()
+        library_fit(lambda item: (keep_frame(), main()), 50)
     """),
     "a first phase with another loop": (3, """
         for batch in range(30):  # here

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 
@@ -220,10 +220,7 @@ class Survey:
     def _join(self, stack: _Stack) -> None:
         """Add the running scopes that are not known: begun before the survey, or suspended since."""
         known = {(scope.anchor.id, scope.frame) for scope in self._scopes}
-        files = self._user_files()
-        caller: tuple[int, CodeType | None] = (0, None)
-        direct = True
-        for frame, (code, offset) in stack.items():  # one pass: a recursion may be hundreds of frames deep
+        for frame, code, offset, caller, direct in self._calls(stack):
             self._scopes += [
                 _Scope(self._table[loop], frame, code, partial=True)
                 for loop in self._table.loops(code)
@@ -231,12 +228,8 @@ class Survey:
             ]
             function = self._table.function(code)
             if function is not None and (function, caller[0]) not in known:
-                called = _Scope(self._table[function], *caller, repeats=not (direct and caller[0]))
-                called.partial = True
-                self._scopes.append(called)
-            direct = code.co_filename in files
-            if direct:
-                caller = frame, code
+                repeats = not (direct and caller[0])
+                self._scopes.append(_Scope(self._table[function], *caller, repeats, partial=True))
         self._sort(stack)
 
     def _sort(self, stack: _Stack) -> None:
@@ -253,16 +246,28 @@ class Survey:
 
         It is known by the nearest user frame that led to the call, which successive calls have in common.
         """
+        caller, direct = next(
+            (caller, direct) for call, _, _, caller, direct in self._calls(stack) if call == frame
+        )
+        return _Scope(anchor, *caller, repeats=not (direct and caller[0]))
+
+    def _calls(self, stack: _Stack) -> Iterator[tuple[int, CodeType, int, tuple[int, CodeType | None], bool]]:
+        """The frames of a stack, outermost first, with what called them.
+
+        For each: its id, code and offset, the nearest user frame that led to it, and whether that called it directly.
+        In one pass: a recursion may be hundreds of frames deep. A lambda, a comprehension and a generator expression
+        belong to what is around them: the frame of a lambda that a library calls is another one each time, and nothing
+        tells when another call has its id.
+        """
         files = self._user_files()
+        caller: tuple[int, CodeType | None] = (0, None)
         direct = True
-        callers = list(stack.items())
-        while callers.pop()[0] != frame:
-            pass
-        for caller, (code, _) in reversed(callers):
-            if code.co_filename in files:
-                return _Scope(anchor, caller, code, repeats=not direct)
-            direct = False
-        return _Scope(anchor, 0, None)
+        for frame, (code, offset) in stack.items():
+            yield frame, code, offset, caller, direct
+            if code.co_filename not in files:
+                direct = False
+            elif code.co_name == "<module>" or not code.co_name.startswith("<"):
+                caller, direct = (frame, code), True
 
     def _user_files(self) -> set[str]:
         """The files of the program's own code that has anchors."""
