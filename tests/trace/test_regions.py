@@ -353,6 +353,31 @@ PROGRAMS = {
             train_step()
         library_fit(lambda item: (keep_frame(), main()), 50)
     """),
+    "a loop that only reads at first": (3, """
+        for batch in range(300):  # here
+            if batch > 200:
+                train_step()
+    """),
+    "loops without ops in each step": (3, """
+        def words(text):
+            for letter in range(text):
+                for bit in range(3):
+                    pass
+        for batch in range(30):  # here
+            for text in range(8):
+                words(text)
+            train_step()
+    """),
+    "a function that works rarely": (20, """
+        def act(turn):
+            for _ in range(4):
+                if turn % 50 == 49:
+                    return train_step()
+        def episode():
+            for turn in range(100):  # here
+                act(turn)
+        library_fit(lambda item: episode(), 50)
+    """),
     "a first phase with another loop": (3, """
         for batch in range(30):  # here
             train_step()
@@ -401,6 +426,29 @@ def test_choice(name: str, warm: int) -> None:
 )
 def test_no_choice(source: str) -> None:
     assert Surveyed(source, library_fit=library_fit).chosen is None
+
+
+def test_visits_without_ops_are_passed_over() -> None:
+    looked_at: list[str] = []
+
+    class Watched(Survey):
+        def _join(self, stack: Any) -> None:
+            looked_at.append("")
+            super()._join(stack)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "Survey", Watched)
+        source = """
+            def word(text):
+                for letter in range(text):
+                    pass
+            for batch in range(30):
+                for text in range(1000):
+                    word(text)
+                train_step()
+        """
+        assert Surveyed(source).chosen == 5
+    assert len(looked_at) < 200
 
 
 def test_tape_depth_may_be_left_out() -> None:

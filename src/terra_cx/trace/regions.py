@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 
@@ -39,6 +39,9 @@ _MOST_INNER = 16
 
 _RARELY = 16
 """Work in one of so many rounds is enough: an agent may act many times for one update."""
+
+_QUIET_VISITS = 32
+"""An anchor is looked at so often without an op since its last visit; further such visits are passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,18 @@ class Survey:
         self._tape_depth = 0
         self._seen_gradient = False
         self._clock = 0
+        self._reports = 0
+        """Of ops and gradients."""
+        self._reports_at: dict[int, int] = {}
+        """How many there were at the latest visit of an anchor."""
+        self._quiet: defaultdict[int, int] = defaultdict(int)
+        """Visits of an anchor with no report since the one before."""
+        self._frames: set[int] = set()
+        """Those of the scopes."""
+        self._credited: _Stack | None = None
+        """Where these frames stood at the latest report, None if scopes have changed since."""
+        self._running: list[_Scope] = []
+        """The scopes that were running there."""
         self.ops = 0
         """Ops that were reported."""
         self._files: set[str] = set()
@@ -165,6 +180,12 @@ class Survey:
 
         `tape_depth` is the number of open tapes; where it is not given, that of the latest op stands in.
         """
+        if self._reports_at.get(anchor_id) == self._reports:
+            if self._quiet[anchor_id] == _QUIET_VISITS:
+                return False  # the loops of a tokenizer: each visit looked at took as long as an op
+            self._quiet[anchor_id] += 1
+        self._reports_at[anchor_id] = self._reports
+        self._credited = None
         anchor = self._table[anchor_id]
         self._clock += 1
         if (self._tape_depth if tape_depth is None else tape_depth) > 0:
@@ -202,11 +223,17 @@ class Survey:
         self._credit(_Tally(gradients=1), sys._getframe(1))
 
     def _credit(self, what: _Tally, frame: FrameType) -> None:
-        if self._scopes:
-            stack = _stack(frame)
-            for scope in self._scopes:
-                if self._runs(scope, stack):
-                    scope.total.add(what)
+        self._reports += 1
+        if not self._scopes:
+            return
+        if self._credited is None:
+            self._frames = {scope.frame for scope in self._scopes}
+        stack = _stack(frame, self._frames)
+        if stack != self._credited:  # most ops are issued where the one before was, as far as scopes can tell
+            self._credited = stack
+            self._running = [scope for scope in self._scopes if self._runs(scope, stack)]
+        for scope in self._running:
+            scope.total.add(what)
 
     # -- scopes ----------------------------------------------------------------------------------------------
     def _runs(self, scope: _Scope, stack: _Stack) -> bool:
@@ -407,9 +434,11 @@ def _does_step_work(outer: _Round, anchor: int, inner: _Tally) -> bool:
     return own.gradients > 0 or own.writes >= max(1, inner.writes)
 
 
-def _stack(frame: FrameType | None) -> _Stack:
+def _stack(frame: FrameType | None, wanted: Container[int] | None = None) -> _Stack:
+    """The frames from `frame` outwards, all or those with a ``wanted`` id."""
     frames = []
     while frame is not None:
-        frames.append((id(frame), (frame.f_code, frame.f_lasti)))
+        if wanted is None or id(frame) in wanted:
+            frames.append((id(frame), (frame.f_code, frame.f_lasti)))
         frame = frame.f_back
     return dict(reversed(frames))
