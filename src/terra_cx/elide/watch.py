@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterable, Iterator, MappingView
+from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
@@ -98,6 +99,16 @@ def _holds_array(values: Iterable[Any]) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """A function that ran."""
+
+    code: CodeType
+    """Kept, so that its `id` stays its own."""
+    of_library: bool
+    of_numpy: bool
+
+
 class Watch:
     """Notes Python functions that begin, and the first C function with an effect, between `start` and `stop`.
 
@@ -110,6 +121,8 @@ class Watch:
         self._collects = False
         self.codes: dict[tuple[CodeType, int], dict[str, Any]] = {}
         """The globals of each function that ran, by code and their `id`."""
+        self._met: dict[tuple[int, int], _Met] = {}
+        """What is known of each, by the `id` of both: code is hashed by all it holds, which takes microseconds."""
         self.methods: dict[type, set[str]] = {}
         """The names of methods that ran, by the class of the receiver."""
         self.computes = False
@@ -137,17 +150,11 @@ class Watch:
     def _on_event(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
             code, names = frame.f_code, frame.f_globals
-            if _is_of(frame, _OURS):
-                return
-            if code.co_argcount and code.co_varnames[0] == "self" and is_library(names.get("__name__")):
+            met = self._met.get((id(code), id(names))) or self._meet(code, names)
+            if met.of_library and code.co_argcount and code.co_varnames[0] == "self":
                 self._method(type(frame.f_locals["self"]), code.co_name)
-            if not self.computes and _is_of(frame, "numpy") and not _is_of(frame.f_back, _OURS):
+            if met.of_numpy and not self.computes and not _is_of(frame.f_back, _OURS):
                 self.computes = _holds_array(frame.f_locals.values())
-            if (code, id(names)) in self.codes:
-                return
-            self.codes[code, id(names)] = names
-            if self.effect is None and (self._user.owns(code) or not _is_understood(names.get("__name__"))):
-                self.effect = f"{code.co_qualname} of {names.get('__name__')} runs in it"
         elif event == "c_call" and self.effect is None:
             name = arg.__name__
             module = arg.__module__
@@ -160,6 +167,19 @@ class Watch:
             )
             if outside and not _is_of(frame, _TRANSPARENT) and not _is_ours(frame):
                 self.effect = f"{module}.{name} is called in it"
+
+    def _meet(self, code: CodeType, names: dict[str, Any]) -> _Met:
+        """A function runs for the first time."""
+        module = names.get("__name__")
+        name = str(module)
+        ours = name.startswith(_OURS)
+        met = _Met(code, not ours and is_library(module), name.startswith("numpy"))
+        self._met[id(code), id(names)] = met
+        if not ours:
+            self.codes[code, id(names)] = names
+            if self.effect is None and (self._user.owns(code) or not _is_understood(module)):
+                self.effect = f"{code.co_qualname} of {module} runs in it"
+        return met
 
     def _method(self, cls: type, name: str) -> None:
         known = self.methods.setdefault(cls, set())

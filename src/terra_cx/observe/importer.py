@@ -74,6 +74,8 @@ class UserCode:
         # By id, because comparing code objects takes microseconds; the objects are kept, so that ids stay
         # theirs.
         self._codes: dict[int, CodeType] = {}
+        self._judged: dict[int, tuple[CodeType, bool]] = {}
+        """Whose the code of files is."""
         self._finder: _Finder | None = None
         self.failures: list[tuple[str, str]] = []
         """What could not be marked: module or file, and why. It runs plainly."""
@@ -84,6 +86,7 @@ class UserCode:
     def add(self, filename: str) -> None:
         """Count `filename` as user code, whatever it is called (the launched program, `<string>`)."""
         self._known[filename] = True
+        self._judged.clear()
 
     def add_code(self, code: CodeType) -> None:
         """Count `code` and all code in it as the user's.
@@ -98,9 +101,14 @@ class UserCode:
 
     def owns(self, code: CodeType) -> bool:
         """Whether `code` is the user's."""
-        if code.co_filename.startswith("<"):
+        known = self._judged.get(id(code))
+        if known is not None:
+            return known[1]
+        if code.co_filename.startswith("<"):  # not remembered: it may be made anew in each step
             return id(code) in self._codes
-        return self.is_user(code.co_filename)
+        owned = self.is_user(code.co_filename)
+        self._judged[id(code)] = code, owned
+        return owned
 
     def innermost(self, frame: FrameType | None) -> FrameType | None:
         """The first frame, from ``frame`` outwards, that runs the user's code; None if there is none."""

@@ -137,15 +137,12 @@ class ActiveAnchor:
         """The block that starts at ``node``, built anew if the TraceGraph's nodes in it have changed."""
         block = self._blocks.get(node)
         version = self.graph.version
-        if block is not None:
-            if self._versions[node] == version:
-                return block
-            if block.built_from == block.revisions:
-                self._versions[node] = version
-                return block
-        block = build_block(self.graph, node, self.next_uid(), self._lower)
-        self._blocks[node] = block
+        if block is not None and self._versions[node] == version:
+            return block
+        if block is None or block.built_from != block.revisions:
+            block = self._blocks[node] = build_block(self.graph, node, self.next_uid(), self._lower)
         self._versions[node] = version
+        self.graph.gradients.keep(block.nodes)
         return block
 
     def _lower(self, block: Block) -> None:
@@ -239,7 +236,7 @@ class ActiveAnchor:
             self.give_up(Reason.GRAPH_TOO_LARGE, f"more than {self.graph.max_nodes} ops in a step")
 
     def _prepare(self) -> None:
-        """Build the blocks of the hot path now: a gradient's block tells earlier ones what it will need of them."""
+        """Build the blocks of the hot path now."""
         seen: set[Node] = set()
         node = self.graph.root.hottest()
         while node is not None and node not in seen:

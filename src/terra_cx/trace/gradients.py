@@ -12,7 +12,7 @@ The counterpart for running regions is `run.signature`; equal signatures mean eq
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -131,15 +131,45 @@ class Gradients:
     def __init__(self, rolled: Collection[int]) -> None:
         self._rolled = rolled
         self._sources: dict[Node, _Source] = {}
+        self._mentions: defaultdict[Node, set[tuple[Node, int]]] = defaultdict(set)
+        """The gradients that take something of a node from the forward pass, and what (as in ``Node.needed``)."""
 
     def clear(self) -> None:
         """The TraceGraph was emptied."""
         self._sources.clear()
+        self._mentions.clear()
 
     def add(self, node: Node, place: Any, signature: Any, passage: Passage) -> None:
         """Write the rules of a new node, as the trace has them."""
         self._sources[node] = _Source(place, passage, len(passage.path))
+        self._write(node, passage, signature)
+
+    def _write(self, node: Node, passage: Passage, signature: Any) -> None:
         _Writer(node, passage, self._rolled).write(signature)
+        for rule in _flat((node.inner_rules, node.results)):
+            if rule is None:
+                continue
+            if rule.need is Need.LOCAL and rule.node is not None:
+                if rule.node.kind not in (
+                    Kind.KNOWN,
+                    Kind.DERIVED,
+                ):  # whose results are constants, or arguments
+                    self._mentions[rule.node].add((node, rule.out))
+            elif rule.need is Need.SHARED and rule.share is not None:
+                user, argument = rule.share
+                self._mentions[user].add((node, -1 - argument))
+
+    def keep(self, nodes: Collection[Node]) -> None:
+        """Note of the nodes of a block what gradients in other blocks take from them.
+
+        A gradient's own block notes it too, but is built only when the gradient is reached. Where a step went a new way
+        (another length of text), its forward pass was over by then, the values gone, and the step fell back once more.
+        """
+        inside = set(nodes)
+        for node in nodes:
+            for gradient, what in self._mentions.get(node, ()):
+                if gradient not in inside:
+                    node.needed.add(what)
 
     def refresh(self) -> list[tuple[Node, Any, Any]]:
         """Bring all gradients up to date with the rules of the ops under their tapes.
@@ -155,7 +185,7 @@ class Gradients:
             passage = source.passage
             rules = node.rules, node.inner_rules, node.results
             signature = signature_of(passage.path[: source.length], passage.events, node.call)
-            _Writer(node, passage, self._rolled).write(signature)
+            self._write(node, passage, signature)
             if not _same_rules(rules, (node.rules, node.inner_rules, node.results)):
                 node.rev += 1
             changed.append((node, source.place, before))
@@ -367,13 +397,15 @@ def _is_constant(gradient: Node, out: int) -> bool:
 _Rules = tuple[list[Rule], list[list[Rule]], tuple[Any, ...]]
 
 
+def _flat(rules: Any) -> list[Rule | None]:
+    """The rules in nested sequences."""
+    if isinstance(rules, (list, tuple)):
+        return [rule for inner in rules for rule in _flat(inner)]
+    return [rules]
+
+
 def _same_rules(one: _Rules, other: _Rules) -> bool:
     """Whether a gradient refers to everything as before."""
-
-    def flat(rules: Any) -> list[Any]:
-        if isinstance(rules, (list, tuple)):
-            return [item for inner in rules for item in flat(inner)]
-        return [rules]
 
     def same(a: Rule | None, b: Rule | None) -> bool:
         if a is None or b is None:
@@ -383,5 +415,5 @@ def _same_rules(one: _Rules, other: _Rules) -> bool:
             == (b.need, b.node, b.out, b.share, b.turn, b.lag, b.dtype)
         ) and a.value is b.value
 
-    before, after = flat(one), flat(other)
+    before, after = _flat(one), _flat(other)
     return len(before) == len(after) and all(same(a, b) for a, b in zip(before, after, strict=True))
