@@ -193,6 +193,69 @@ def scatters_into_a_variable(see):
     return table
 
 
+def rows_are_written_in_all_ways_and_some_do_not_exist(see):
+    table, counts, memory = matrix(8, 3), tf.Variable(tf.zeros([8], tf.int32)), matrix(8, 4)
+    for step, x in enumerate(batches(2, 3)):
+        rows = tf.constant([step % 8, (step * 5 + 3) % (8 if step % 7 else 11)])
+        values = tf.tanh(x)
+        memory[step % 8].assign(tf.reduce_sum(values) * tf.ones([4]))
+        try:
+            table.scatter_mul(tf.IndexedSlices(tf.ones([2, 3]) * 0.9, rows))
+            table.scatter_add(tf.IndexedSlices(values, rows))
+            counts.scatter_nd_add(rows[:, None], [1, 1])
+        except tf.errors.InvalidArgumentError as error:
+            see(type(error).__name__)
+        table.scatter_max(tf.IndexedSlices(values - 1.0, [1, 2]))
+        memory.scatter_nd_update([[step % 8, 1], [0, step % 4]], values[0, :2])
+        see(tf.reduce_sum(table), counts[step % 8])
+    return [table, counts, memory]
+
+
+def embeddings_and_the_optimizers_that_write_their_rows(see):
+    for make in (
+        lambda: keras.optimizers.SGD(0.1),
+        lambda: keras.optimizers.RMSprop(0.01),
+        lambda: keras.optimizers.Adagrad(0.1),
+    ):
+        model = keras.Sequential(
+            [keras.layers.Embedding(20, 4), keras.layers.Flatten(), keras.layers.Dense(1)]
+        )
+        optimizer = make()
+        rng = np.random.default_rng(5)
+        for _ in range(STEPS):
+            tokens = rng.integers(0, 20, (4, 6))
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(model(tokens) - 1.0))
+            variables = model.trainable_variables
+            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            see(loss)
+        see(*variables, *optimizer.variables)
+
+
+def legacy_optimizers_that_write_rows(see):
+    tf_keras = pytest.importorskip("tf_keras")
+    table = tf.Variable(np.linspace(-1, 1, 40, dtype="float32").reshape(10, 4))
+    optimizers = [
+        tf_keras.optimizers.Adam(0.05),
+        tf_keras.optimizers.legacy.SGD(0.1, momentum=0.9),
+        tf_keras.optimizers.legacy.Adagrad(0.1),
+        tf_keras.optimizers.legacy.RMSprop(0.01, momentum=0.5),
+        tf_keras.optimizers.legacy.Adam(0.01),
+    ]
+    rng = np.random.default_rng(5)
+    for _ in range(STEPS):
+        tokens = rng.integers(0, 10, 6)
+        for optimizer in optimizers:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(tf.gather(table, tokens) - 1.0))
+            optimizer.apply_gradients([(tape.gradient(loss, table), table)])
+        see(loss)
+    return [
+        table,
+        *(v for o in optimizers for v in (o.variables() if callable(o.variables) else o.variables)),
+    ]
+
+
 def a_sliced_variable_is_assigned(see):
     table = matrix(4, 3)
     for step, x in enumerate(batches(3)):
@@ -890,6 +953,9 @@ CO_EXECUTED = [
     a_jacobian,
     what_writes_return_is_used_under_a_tape,
     scatters_into_a_variable,
+    rows_are_written_in_all_ways_and_some_do_not_exist,
+    embeddings_and_the_optimizers_that_write_their_rows,
+    legacy_optimizers_that_write_rows,
     a_sliced_variable_is_assigned,
     an_average_by_hand_and_one_of_tensorflow,
     a_generator_of_random_numbers,

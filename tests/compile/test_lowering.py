@@ -12,7 +12,8 @@ from tracing import before, blocks_of, graph_of, only_block, run_of
 from terra_cx.compile.lowering import function_of
 from terra_cx.run.eager import feeds_of, run_eagerly
 from terra_cx.run.verify import same_bits
-from terra_cx.tf import graphs
+from terra_cx.tf import graphs, opdefs
+from terra_cx.tf.native import op_def
 from terra_cx.tf.opdefs import Kind
 
 WRITES = {"AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"}
@@ -194,6 +195,80 @@ def test_a_failed_block_changed_nothing(executor, monkeypatch):
     assert function.executor == executor
     np.testing.assert_array_equal(a, before_a + X)
     np.testing.assert_array_equal(b, before_b + X)
+
+
+def write_rows(op, variables, rows):
+    """Call a write of rows: of the first variable, with the others as its slots."""
+    nested = "ScatterNd" in op
+    handles = iter(variable.handle for variable in variables)
+    given = {
+        "indices": tf.stack([rows, [0, 1, 2]], axis=1) if nested else rows,
+        "updates": X[1:, 0] if nested else X[1:],
+        "grad": X[1:],
+    }
+    arguments = {
+        arg.name: next(handles)
+        if arg.type == tf.resource.as_datatype_enum
+        else given.get(arg.name, tf.constant(0.1))
+        for arg in op_def(op).input_arg
+    }
+    getattr(tf.raw_ops, op)(**arguments)
+
+
+@pytest.mark.parametrize("bad", [-1, 4])
+@pytest.mark.parametrize("op", sorted(opdefs._INDEXED))
+def test_a_write_of_rows_out_of_bounds_writes_none(op, bad):
+    variables = [tf.Variable(tf.abs(X) + number) for number in (1, 2, 3)]
+
+    def region(rows):
+        variables[2].assign_add(X)
+        write_rows(op, variables, rows)
+
+    good = tf.constant([0, 2, 3])
+    block = only_block(region, (good,), (tf.constant([3, 2, 1]),))
+    assert sum(op.kind is Kind.WRITE for op in block.ops) == 2
+    function = function_of(block, frozenset())
+    for variable in variables:
+        variable.assign(0.1 + tf.random.stateless_uniform([4, 4], [1, 2]))
+    start = [variable.numpy().copy() for variable in variables]
+    (row_spec,) = [spec for spec in block.params if spec.dtype == 3]
+    feeds = [good if spec is row_spec else X for spec in block.params]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        function([tf.constant([0, 2, bad]) if spec is row_spec else X for spec in block.params])
+    np.testing.assert_array_equal(variables, start)
+    function(feeds)
+    compiled = [variable.numpy().copy() for variable in variables]
+    for variable, value in zip(variables, start, strict=True):
+        variable.assign(value)
+    region(good)
+    np.testing.assert_array_equal(compiled, variables)
+    assert not np.array_equal(compiled[0], start[0])
+
+
+def test_rows_that_a_write_has_made_end_the_block():
+    table, rows = tf.Variable(X), tf.Variable([0, 3])
+
+    def region():
+        table.assign_add(X)
+        rows.assign(3 - rows)
+        table.scatter_sub(tf.IndexedSlices(X[:2], rows.read_value()))
+
+    first, second = blocks_of(graph_of(region, (), ()))
+    assert first.reason == "an effect's result feeds a fallible op"
+    assert [op.op for op in second.ops] == ["ResourceScatterSub"]
+
+
+def test_several_writes_of_rows_of_one_variable_are_one_block():
+    table, slot = tf.Variable(X), tf.Variable(X)
+
+    def region():
+        rows = tf.gather(tf.constant([3, 1, 0]), [0, 2])
+        slot.assign(slot * 0.9)
+        slot.scatter_add(tf.IndexedSlices(X[:2], rows))
+        table.scatter_sub(tf.IndexedSlices(X[:2], rows))
+        table.scatter_sub(tf.IndexedSlices(X[:2], rows))
+
+    assert sum(op.kind is Kind.WRITE for op in only_block(region).ops) == 4
 
 
 def test_each_executor_is_tried_and_one_is_kept():

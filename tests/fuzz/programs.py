@@ -267,10 +267,17 @@ class _Writer:
             one, other = self.tensor(scope, "square"), self.tensor(scope, "square")
             self.line(indent, f"metric.update_state({one}, {other})")
             return
-        if self._draw(st.integers(0, 6)) == 0:
+        variable = self._one_of("u", "v")
+        where = self._draw(st.integers(0, 6))
+        if where == 0:
             self.line(indent, f"v[step % 3].assign(tf.tanh({self.tensor(scope, 'square')})[0])")
             return
-        variable = self._one_of("u", "v")
+        if where == 1:
+            rows = self._one_of("[step % 3, 0]", "tf.argmax(u, axis=1)[:2]", "rng.integers(0, 3, 2)")
+            how = self._one_of("scatter_update", "scatter_add", "scatter_sub", "scatter_max")
+            slices = f"tf.IndexedSlices(0.1 * {self.tensor(scope, 'square')}[:2], {rows})"
+            self.line(indent, f"{variable}.{how}({slices})")
+            return
         how = self._one_of("assign({})", "assign_add(0.1 * {})", "assign_sub(0.1 * {})")
         self.line(indent, f"{variable}.{how.format(self.operation(scope, 'square'))}")
 
@@ -317,11 +324,18 @@ class _Writer:
         name = self._fresh()
         index = self._one_of("step % 4", "int(rng.integers(0, 4))")
         self.line(indent, "try:")
-        self.line(
-            indent + 1, f"{name} = tf.gather({self.tensor(scope, 'square')}, tf.constant([{index}, 0, 1]))"
-        )
+        written = self._draw(st.integers(0, 3)) == 0
+        if written:
+            slices = f"tf.IndexedSlices(0.1 * {self.tensor(scope, 'square')}, [0, {index}, 1])"
+            self.line(indent + 1, f"{self._one_of('u', 'v')}.scatter_add({slices})")
+        else:
+            matrix = self.tensor(scope, "square")
+            self.line(indent + 1, f"{name} = tf.gather({matrix}, tf.constant([{index}, 0, 1]))")
         self.line(indent, "except tf.errors.InvalidArgumentError:")
         self.line(indent + 1, f"{name} = {self.operation(scope, 'square')}")
+        if written:
+            self.line(indent, "else:")
+            self.line(indent + 1, f"{name} = {self.operation(scope, 'square')}")
         scope.names["square"].append(name)
 
     def _stopped(self, scope: _Scope, indent: int) -> None:

@@ -45,6 +45,8 @@ OPS = registered()
         ("ResourceGather", Kind.READ),
         ("AssignVariableOp", Kind.WRITE),
         ("ResourceApplyAdam", Kind.WRITE),
+        ("ResourceScatterNdUpdate", Kind.WRITE),
+        ("ResourceSparseApplyFtrl", Kind.OWNER),
         ("RandomUniform", Kind.DRAW),
         ("StatelessRandomUniformV2", Kind.PURE),
         ("IteratorGetNext", Kind.SOURCE),
@@ -52,7 +54,7 @@ OPS = registered()
         ("PrintV2", Kind.OWNER),
         ("WriteFile", Kind.OWNER),
         ("SaveV2", Kind.OWNER),
-        ("ResourceScatterAdd", Kind.OWNER),
+        ("ResourceScatterDiv", Kind.OWNER),
         ("LookupTableInsertV2", Kind.OWNER),
         ("RngReadAndSkip", Kind.OWNER),
         ("PartitionedCall", Kind.OWNER),
@@ -68,7 +70,7 @@ def test_kinds(op, kind):
 
 
 def test_what_is_stateful_and_not_understood_runs_on_the_owner_thread():
-    understood = opdefs._READS | opdefs._WRITES | opdefs._DRAWS | opdefs._SOURCES
+    understood = opdefs._READS | opdefs._WRITES | opdefs._INDEXED | opdefs._DRAWS | opdefs._SOURCES
     for name, op in OPS.items():
         if op.is_stateful and name not in understood:
             assert classify(name) is Kind.OWNER, name
@@ -111,13 +113,15 @@ def test_what_holds_a_variant_is_never_pure():
             assert classify(name) is not Kind.PURE, name
 
 
-@pytest.mark.parametrize("names", ["_READS", "_WRITES", "_DRAWS", "_SOURCES", "SHAPE_OPS", "INFALLIBLE"])
+@pytest.mark.parametrize(
+    "names", ["_READS", "_WRITES", "_INDEXED", "_DRAWS", "_SOURCES", "SHAPE_OPS", "INFALLIBLE"]
+)
 def test_every_listed_op_exists(names):
     assert set(getattr(opdefs, names)) <= set(OPS)
 
 
 def test_the_lists_do_not_overlap():
-    lists = [opdefs._READS, opdefs._WRITES, opdefs._DRAWS, opdefs._SOURCES, INFALLIBLE]
+    lists = [opdefs._READS, opdefs._WRITES, opdefs._INDEXED, opdefs._DRAWS, opdefs._SOURCES, INFALLIBLE]
     assert sum(map(len, lists)) == len(frozenset().union(*lists))
     assert opdefs.SHAPE_OPS <= INFALLIBLE
 

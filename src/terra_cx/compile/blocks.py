@@ -61,6 +61,8 @@ class FlatOp:
     """The device scope that it is to run in."""
     fallible: bool = True
     """Whether its kernel may refuse a value; lowering, which knows the shapes, says when not."""
+    refusable: bool = False
+    """Whether that is a write's kernel, and no op of its own can tell before (`lowering`)."""
     tainted: bool = False
     """Depends on a write of the same block; such an op must not be fallible."""
 

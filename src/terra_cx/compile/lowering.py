@@ -4,6 +4,8 @@ Order inside a block, by control edges:
 
 * every op that may fail comes before every variable write, so a failed block changed nothing;
 * a write that may itself be refused comes before all other writes, for the same reason;
+* whether a write of rows names one that is out of bounds is asked by an op of its own (`GraphBuilder.bounds`), which
+  may fail: the write itself would fail when the rows before that one are written;
 * a write follows all earlier reads and writes of its variable; a read follows the last write of its variable.
 
 Where that order contradicts the program's (an op that may fail depends on a write, a second write may be refused) or
@@ -27,7 +29,7 @@ from terra_cx.compile.blocks import Block, Cut, FlatOp, Step
 from terra_cx.compile.folding import Folding
 from terra_cx.levels import Level
 from terra_cx.tf.graphs import CompiledFunction, GraphBuilder, known_to_xla
-from terra_cx.tf.opdefs import DISCRETE, Kind, fallible
+from terra_cx.tf.opdefs import DISCRETE, Kind, fallible, row_indices
 
 __all__ = ["CUTS", "Lowered", "Prepared", "function_at", "function_of", "lower", "prepare"]
 
@@ -130,6 +132,12 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
                 order.gradient()
             for op in block.ops[slice(*step.ops)]:
                 inputs = [_input(builder, source, symbols, feeds) for source in op.inputs]
+                rows = row_indices(op.op)
+                if rows is not None:
+                    nested = "ScatterNd" in op.op
+                    order.check(
+                        op.inputs[rows], builder.bounds(op.inputs[0][1], inputs[rows], nested, op.device)
+                    )
                 after = order.before(op)
                 operation, outputs, again = folding.op(op, inputs, after)
                 for index, symbol in enumerate(outputs):
@@ -137,7 +145,9 @@ def _lower(block: Block, level: Level = Level.EXACT) -> Lowered:
                 if level is Level.EXACT:
                     step.symbol = operation
                     told = block.relaxed and _relax(step, op, inputs, outputs, validated)
-                    op.fallible = _may_fail(op, inputs, outputs, builder, told)
+                    may_fail = _may_fail(op, inputs, outputs, builder, told)
+                    op.fallible = may_fail or rows is not None
+                    op.refusable = may_fail and op.kind is Kind.WRITE
                 if level is Level.XLA and not op.fallible and not op.device and known_to_xla(operation):
                     for_xla.append(operation)
                 order.add(op, operation, again)
@@ -203,11 +213,17 @@ class _Order:
         if self._tainted:
             raise _Contradiction(_LATE_GRADIENT)
 
+    def check(self, source: tuple[Any, ...], operation: Any) -> None:
+        """An op that may fail, if what is in ``source`` is not as the next write wants it."""
+        if source[0] == "l" and source[1] in self._tainted:
+            raise _Contradiction(_TAINTED)
+        self._fallible.append(operation)
+
     def add(self, op: FlatOp, operation: Any, again: bool) -> None:
         """Note an op that has been put into the graph, by itself or ``again`` as one that is there (`Folding`)."""
         handles = self._handles(op)
         if op.kind is Kind.WRITE:
-            if op.fallible:
+            if op.refusable:
                 if self._writes:
                     raise _Contradiction(_LATE_WRITE)
                 self._refusable = operation

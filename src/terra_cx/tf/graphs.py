@@ -368,6 +368,34 @@ class GraphBuilder:
         shape = data.shape_and_type[0].shape
         return not shape.unknown_rank and all(dim.size >= 0 for dim in shape.dim)
 
+    def bounds(self, handle: Any, indices: Any, nested: bool, device: str = "") -> Any:
+        """An operation that fails if rows of a variable are named that it does not have.
+
+        Where it stands in for the check of a scatter's kernel it comes first; the kernel fails halfway.
+
+        Args:
+            handle: the variable's.
+            indices: a symbolic tensor of row numbers.
+            nested: whether its last axis has a number for each of the variable's first axes.
+            device: as for `op`.
+
+        Raises:
+            ValueError: the variable can have several shapes, or it is not known how many axes ``indices`` name.
+        """
+        count = indices.shape[-1] if nested and indices.shape.rank else 1
+        if not self.fixed(handle) or count is None:
+            raise ValueError("whether rows are out of bounds cannot be told beforehand")
+        sizes = [dim.size for dim in handle._handle_data.shape_and_type[0].shape.dim][:count]
+        with self.graph.as_default(), ops.device(device or None):
+            limits = constant_op.constant(sizes if nested else sizes[0], indices.dtype)
+            outside = gen_math_ops.logical_or(
+                gen_math_ops.less(indices, constant_op.constant(0, indices.dtype)),
+                gen_math_ops.greater_equal(indices, limits),
+            )
+            some = gen_math_ops._any(gen_array_ops.reshape(outside, [-1]), [0])
+            found = gen_array_ops.gather_v2([0], gen_math_ops.cast(some, dtypes.int32), 0)
+        return found.op
+
     def cluster(self, operation: Any) -> None:
         """Have XLA compile an op of this graph, together with its neighbours."""
         operation._set_attr("_XlaCompile", attr_value_pb2.AttrValue(b=True))

@@ -33,6 +33,7 @@ __all__ = [
     "inferred_attrs",
     "input_dtypes",
     "lasting_attrs",
+    "row_indices",
     "writes",
 ]
 
@@ -45,7 +46,7 @@ class Kind(Enum):
     READ = "read"
     """Reads a resource variable; goes into a block, ordered with the writes."""
     WRITE = "write"
-    """Writes a resource variable and cannot fail; goes into a block."""
+    """Writes a resource variable, and refuses no value but a row that it does not have; goes into a block."""
     DRAW = "draw"
     """A stateful random op whose inputs Python holds: run by the graph runner as its own eager op just before
     its block,
@@ -77,6 +78,17 @@ _WRITES = frozenset(
         "ResourceApplyAdagradV2",
     }
 )
+_INDEXED_NAMES = """
+ResourceScatterAdd ResourceScatterMax ResourceScatterMin ResourceScatterMul ResourceScatterSub ResourceScatterUpdate
+ResourceScatterNdAdd ResourceScatterNdMax ResourceScatterNdMin ResourceScatterNdSub ResourceScatterNdUpdate
+ResourceSparseApplyAdagrad ResourceSparseApplyAdagradV2 ResourceSparseApplyKerasMomentum ResourceSparseApplyMomentum
+ResourceSparseApplyRMSProp
+"""
+_INDEXED = frozenset(_INDEXED_NAMES.split())
+"""Writes of some rows: they refuse an index that is out of bounds, when the rows before it are written.
+
+Those that look at other values as well (Ftrl's rate, the divisor of integers) are the owner's.
+"""
 _DRAWS = frozenset(
     {
         "RandomUniform",
@@ -157,7 +169,7 @@ def classify(op: str) -> Kind:
     """The kind of an op by name, before anything is known about its inputs."""
     if op in _READS:
         return Kind.READ
-    if op in _WRITES:
+    if op in _WRITES or op in _INDEXED:
         return Kind.WRITE
     if op in _DRAWS:
         return Kind.DRAW
@@ -185,8 +197,16 @@ def lasting_attrs(kind: Kind, attrs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(item for name, value in pairs if name not in passed_on for item in (name, value))
 
 
+@functools.cache
+def row_indices(op: str) -> int | None:
+    """Which input of a write says what rows it writes; None if it writes the whole variable."""
+    if op not in _INDEXED:
+        return None
+    return next(place for place, arg in enumerate(op_def(op).input_arg) if arg.name == "indices")
+
+
 def writes(op: str) -> bool:
-    """Whether an op writes a resource variable, in a block or on the owner thread (scatters, sparse updates)."""
+    """Whether an op writes a resource variable, in a block or on the owner thread (an op that is not known)."""
     kind = classify(op)
     return kind is Kind.WRITE or (kind is Kind.OWNER and op.startswith("Resource"))
 
