@@ -171,6 +171,23 @@ def test_regions_in_which_calls_run_to_be_compared_are_not_measured(monkeypatch)
     assert 0 < len(measured) <= report["regions"]["co_executed"] - len(compared)
 
 
+def test_what_a_step_does_only_later_is_elided():
+    """An agent learns once its memory is full. The new way is recorded without its calls, for it begins in a region."""
+
+    def run(see):
+        rng = np.random.default_rng(1)
+        parts, memory = Parts(), tf.Variable(tf.zeros([5, 4]))
+        parts.model(memory), parts.optimizer.build(parts.model.trainable_variables)
+        for number in range(90):
+            x = tf.constant(rng.normal(size=(5, 4)).astype("float32"))
+            memory.assign_add(x)
+            see(parts.step(x, x[:, 1:]) if number >= 50 else tf.argmax(x[0]))
+        return [variable.numpy() for variable in (*parts.model.variables, *parts.optimizer.variables)]
+
+    report = both_ways(run, co_executed=60)
+    assert elided(report) >= 80, report["anchors"][0]["elisions"]
+
+
 def test_not_with_no_elide():
     report = both_ways(program(Parts, nothing), co_executed=20, no_elide=True)
     assert report["anchors"][0]["elisions"] is None

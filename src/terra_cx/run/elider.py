@@ -93,7 +93,10 @@ class Elider:
     def call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One library call, elided or run."""
         known = self._elisions.calls.get((entry.name, id(args[0])))
-        if not known or self._comparing or not native.executing_eagerly():
+        if self._comparing or not native.executing_eagerly():
+            return entry.own(*args, **kwargs)
+        if not known:
+            self._elisions.unknown(entry.name, args[0])
             return entry.own(*args, **kwargs)
         args = normal(args)
         leaves, structure = flatten_arguments(args[1:], kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -45,6 +45,7 @@ class Elisions:
         """By entry and receiver, then by the node of the first op (None without ops): a layer may be called often."""
         self.elided = self.shortened = self.compared = self.mismatches = 0
         self._refused = 0
+        self._unknown: Counter[tuple[str, int]] = Counter()
         self._stale = False
         self._wait, self._distance = 0, 1
 
@@ -52,6 +53,20 @@ class Elisions:
         """A call is not as it was noted: after a few of these, the step is looked at anew."""
         call.missed += 1
         self._stale = self._stale or call.missed >= _MISSES
+
+    def unknown(self, entry: str, receiver: object) -> None:
+        """A call of which nothing is noted: the step does more than it did when it was traced, and is looked at anew.
+
+        (An agent learns only once its memory is filled. Where a step goes a new way, the rest of it is recorded without
+        its calls.)
+        """
+        key = entry, id(receiver)
+        if key in self.refusals:
+            return
+        if len(self._unknown) > _MOST:
+            self._unknown.clear()
+        self._unknown[key] += 1
+        self._stale = self._stale or self._unknown[key] >= _MISSES
 
     def refuse(self, call: LibraryCall, why: str) -> None:
         """A comparison has shown that a call cannot be elided; the calls inside it may be."""
@@ -89,6 +104,7 @@ class Elisions:
             self._stale or refused > self._refused
         )  # it may go better, or the calls inside may be elided
         self._refused = refused
+        self._unknown.clear()
         for call in found:
             if len(self.calls) > _MOST:
                 self.calls.clear()
