@@ -590,6 +590,56 @@ def a_dataset_that_ends_and_begins_again(see):
     return w
 
 
+def a_validation_set_after_each_epoch(see):
+    w = matrix(3, 2)
+    train = tf.data.Dataset.from_tensor_slices(np.stack(batches(2, 3, steps=10)))
+    held = tf.data.Dataset.from_tensor_slices(np.stack(batches(2, 3, steps=3)))
+    for epoch in range(6):
+        for x in train:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(x @ w - 1.0))
+            descend(tape, loss, [w])
+            see(loss)
+        if epoch % 2:
+            see(tf.add_n([tf.reduce_sum(tf.tanh(x @ w)) for x in held]))
+        for x in held:
+            see(tf.reduce_mean(x @ w))
+    return w
+
+
+def elements_are_taken_here_and_there(see):
+    w, taken = matrix(3, 2), []
+    data = tf.data.Dataset.from_tensor_slices(np.stack(batches(2, 3, steps=250)))
+    rest, few = iter(data), iter(data.take(50))
+    for step, x in enumerate(batches(2, 3, steps=80)):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(x @ w - 1.0))
+            for _ in range(step % 2 + 2 * (step % 11 == 10)):
+                loss += tf.reduce_mean(tf.square(next(rest) @ w))
+            more = next(few, None)
+            if more is not None:
+                loss += tf.reduce_sum(more) * 0.01
+        descend(tape, loss, [w])
+        taken.append(next(rest))
+        see(loss, taken[-1])
+    return [w, taken, next(rest)]
+
+
+def a_refused_op_before_an_iterator_ends(see):
+    w, lost = matrix(3, 2), []
+    data = tf.data.Dataset.from_tensor_slices(np.stack(batches(2, 3, steps=3)))
+    for step, x in enumerate(batches(2, 3)):
+        w.assign_sub(0.1 * tf.tanh(tf.transpose(x) @ x @ w))
+        try:
+            for y in data:
+                row = tf.gather(w, [3 if step % 9 == 8 else step % 3])
+                w.assign_add(0.01 * tf.tile(row, [3, 1]) * tf.reduce_mean(y))
+        except tf.errors.InvalidArgumentError:
+            lost.append(step)
+        see(w, lost)
+    return w
+
+
 def numpy_functions_between(see):
     w = matrix(3, 3)
     for x in batches(2, 3):
@@ -978,6 +1028,9 @@ CO_EXECUTED = [
     a_refused_op_under_a_tape_that_is_asked_later,
     ragged_sparse_string_and_complex_tensors,
     a_dataset_that_ends_and_begins_again,
+    a_validation_set_after_each_epoch,
+    elements_are_taken_here_and_there,
+    a_refused_op_before_an_iterator_ends,
     numpy_functions_between,
     a_function_of_tensorflow_in_the_step,
     maps_and_loops_of_tensorflow,
@@ -1002,6 +1055,11 @@ EXPLAINED = {
 @pytest.mark.parametrize("program", CO_EXECUTED, ids=lambda program: program.__name__)
 def test_it_is_co_executed(program):
     both_ways(program, co_executed=15)
+
+
+def test_the_end_of_an_inner_iterator_is_no_fallback():
+    report = both_ways(a_validation_set_after_each_epoch, co_executed=40)
+    assert sum(fallback["count"] for fallback in report["fallbacks"]) <= 3, report["fallbacks"]
 
 
 @pytest.mark.parametrize("program", EXPLAINED, ids=lambda program: program.__name__)

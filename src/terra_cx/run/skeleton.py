@@ -40,6 +40,7 @@ from terra_cx.tf.opdefs import SHAPE_OPS, Kind, classify, lasting_attrs
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.keys import freeze
+from terra_cx.trace.recorder import Recorder
 from terra_cx.trace.rules import Need
 from terra_cx.trace.tracegraph import TIMED, Node, TraceGraph
 
@@ -144,6 +145,13 @@ class Skeleton(Taping):
                 node.call.op == op and node.call.form == "E" for node in self.here().succ
             ):
                 raise FallbackException("terra-cx: the program is known to take the slow path here")
+            if classify(op) is Kind.SOURCE:
+                real = resolve_all(args)
+                return self.at_an_end(
+                    found,
+                    lambda: _fast(ctx, op, name, *real),
+                    lambda handler: handler.fast(ctx, op, name, *real),
+                )
             return self.diverged(found).fast(ctx, op, name, *resolve_all(args))
         return found.answer
 
@@ -157,8 +165,42 @@ class Skeleton(Taping):
         inputs = list(inputs)
         found = self.validated(text, "E", (inputs, tuple(attrs) if attrs else (), outputs), None)
         if isinstance(found, Diverge):
-            return self.diverged(found).execute(handle, device, op, resolve_all(inputs), attrs, outputs)
+            real = resolve_all(inputs)
+            if classify(text) is Kind.SOURCE:
+                return self.at_an_end(
+                    found,
+                    lambda: _execute(handle, device, op, real, attrs, outputs),
+                    lambda handler: handler.execute(handle, device, op, real, attrs, outputs),
+                )
+            return self.diverged(found).execute(handle, device, op, real, attrs, outputs)
         return found.answer
+
+    def at_an_end(self, divergence: Diverge, call: Callable[[], Any], record: Callable[[Any], Any]) -> Any:
+        """A next element is asked for where the TraceGraph has none: mostly to find out that there is none.
+
+        An op that fails is in no trace, so the loop over a validation set ended in a fallback each time. What was
+        issued before has happened first, as in eager.
+
+        Args:
+            divergence: what it is if there is an element.
+            call: asks for it.
+            record: hands the op to the handler that goes on then.
+        """
+        run = self.run
+        if run is not None and run.pos and not run.complete:
+            self.graph.cut(self.here(), "an iterator's end")
+        self.busy = True
+        try:
+            self.dispatch()
+        finally:
+            self.busy = False
+        self.drain()
+        element = call()
+        handler = self.diverged(divergence)
+        if isinstance(handler, Recorder):
+            handler.executed = element
+            return record(handler)
+        return element
 
     def validated(self, op: str, form: str, args: tuple[Any, ...], name: Any) -> Answer | Diverge:
         """Validate an op against the next step, or against the other ways on; its `Answer`, or why it diverges."""

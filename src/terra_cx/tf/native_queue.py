@@ -20,6 +20,8 @@ from terra_cx.tf.native import pywrap_tfe
 
 __all__ = ["NativeQueue", "wait_for"]
 
+_execute = native.REAL["TFE_Py_Execute"]
+
 
 class NativeQueue:
     """One queue; only the thread that made it puts something in.
@@ -57,10 +59,18 @@ class NativeQueue:
             self._leave()
             raise
 
+    def wait(self) -> None:
+        """Wait until all that was put in is over; other threads go on meanwhile.
+
+        Raises:
+            OpError: something has failed.
+        """
+        pywrap_tfe.TFE_ExecutorWaitForAllPendingNodes(self._queue)
+
     def clear(self) -> None:
         """Accept functions again after one has failed; waits until what was queued is over."""
         try:
-            pywrap_tfe.TFE_ExecutorWaitForAllPendingNodes(self._queue)
+            self.wait()
         except (native.NotOkStatus, native.OpError):
             pass  # known: it is why this is called
         pywrap_tfe.TFE_ExecutorClearError(self._queue)
@@ -75,7 +85,15 @@ class NativeQueue:
 def wait_for(tensor: Any) -> None:
     """Wait until a tensor that is still to come is there; other threads go on meanwhile.
 
+    By an op that takes it. Asking for its array would be quicker, but where the tensor never comes, TensorFlow tells
+    the lines that put the function into the queue, and reads their files with a lock of its own and without the
+    interpreter's: another thread that meets an error then waits for that lock, holding the interpreter, for ever
+    (``MaybeRaiseExceptionFromTFStatus``, ``tensorflow/python/eager/pywrap_tfe_src.cc``).
+
     Raises:
-        NotOkStatus: it will never come.
+        OpError: it will never come.
     """
-    tensor._numpy_internal()
+    attrs = ("T", tensor._datatype_enum())
+    (same,) = _execute(native.context()._handle, None, "Identity", [tensor], attrs, 1)
+    if native.context().executor.is_async():  # the program's ops wait in a queue as well
+        same._numpy_internal()

@@ -162,6 +162,8 @@ class Recorder:
         """The tensors whose values were read in library calls, and what they stand for."""
         self.calls: Any = None
         """Who notes library calls (`trace.library_calls.CallNotes`), if anybody."""
+        self.executed: Any = None
+        """The result of the first op, where it was executed before the region diverged at it."""
         self._inside = False
         """Whether an op of the owner's is running: what arrives then comes from its host callback."""
         self._last = time.perf_counter()
@@ -259,18 +261,23 @@ class Recorder:
         start = time.perf_counter()
         if taped and self.live_tapes and self._tells(op, flat):
             with native.unrecorded():
-                result = _fast(ctx, op, name, *values, *attrs)
+                result = self._done(_fast, ctx, op, name, *values, *attrs)
             self._note(op, "F", attrs, tuple(layout), flat, consts, result, name, start, raws)
             inferred = inferred_attrs(op, tuple(layout), [tensor._datatype_enum() for tensor in flat])
             native.record_gradient(op, flat, (*attrs, *inferred), pack_outputs(result)[1], self._token())
             return result
         self._inside = classify(op) is Kind.OWNER
         try:
-            result = _fast(ctx, op, name, *values, *attrs)
+            result = self._done(_fast, ctx, op, name, *values, *attrs)
         finally:
             self._inside = False
         self._note(op, "F", attrs, tuple(layout), flat, consts, result, name, start, raws)
         return result
+
+    def _done(self, call: Callable[..., Any], *args: Any) -> Any:
+        """The result of an op: of one that was executed before the recorder was there, or of ``call``."""
+        executed, self.executed = self.executed, None
+        return call(*args) if executed is None else executed
 
     @staticmethod
     def _tells(op: str, flat: list[Any]) -> bool:
@@ -313,7 +320,7 @@ class Recorder:
         start = time.perf_counter()
         self._inside = classify(op) is Kind.OWNER
         try:
-            result = _execute(handle, device, op, flat, attrs, outputs)
+            result = self._done(_execute, handle, device, op, flat, attrs, outputs)
         finally:
             self._inside = False
         attrs = tuple(attrs) if attrs else ()

@@ -1,0 +1,77 @@
+"""TensorFlow's own queue: it is waited for natively, and how a failure is told must not block another thread."""
+
+from __future__ import annotations
+
+import linecache
+
+import pytest
+import tensorflow as tf
+from tracing import only_block
+
+from terra_cx.compile.lowering import function_of
+from terra_cx.tf import native
+from terra_cx.tf.native_queue import NativeQueue, wait_for
+from terra_cx.tf.opdefs import Kind
+
+X = tf.eye(4)
+WAYS = {"for all": lambda queue, tensor: queue.wait(), "for one": lambda queue, tensor: wait_for(tensor)}
+
+
+@pytest.fixture
+def gather():
+    """A settled function of a vector of two rows of `X`, and its feeds."""
+    block = only_block(lambda index: tf.gather(X, index), (tf.constant([0, 1]),), (tf.constant([2, 1]),))
+    pure = [flat for flat in range(block.flat) if block.owners[flat][0].kind is Kind.PURE]
+    function = function_of(block, frozenset(pure))
+
+    def feeds(rows):
+        return [tf.constant(rows) if spec.dtype == 3 else X for spec in block.params]
+
+    for _ in range(100):
+        if function.settled:
+            break
+        function(feeds([0, 1]))
+    return function, feeds
+
+
+@pytest.fixture
+def queue():
+    made = NativeQueue()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_put_in_is_waited_for(gather, queue, way):
+    function, feeds = gather
+    made = []
+    queue.put(function, feeds([3, 0]), made)
+    WAYS[way](queue, made[0][0])
+    assert made[0][0].numpy().tolist() == [X[3].numpy().tolist(), X[0].numpy().tolist()]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_failure_is_told_without_reading_source_lines(gather, queue, way, monkeypatch):
+    """TensorFlow reads them with a lock held, and lets the interpreter go; who meets an error then waits for ever."""
+    read = []
+    monkeypatch.setattr(linecache, "getline", lambda *place: read.append(place) or "")
+    function, feeds = gather
+    made = []
+    queue.put(function, feeds([0, 99]), made)
+    with pytest.raises((native.OpError, native.NotOkStatus), match="99 is not in"):
+        WAYS[way](queue, made[0][0])
+    queue.clear()
+    assert not read
+
+
+def test_it_works_where_the_programs_ops_are_queued_too(gather, queue):
+    function, feeds = gather
+    tf.config.experimental.set_synchronous_execution(False)
+    try:
+        made = []
+        queue.put(function, feeds([0, 99]), made)
+        with pytest.raises((native.OpError, native.NotOkStatus), match="99 is not in"):
+            wait_for(made[0][0])
+        queue.clear()
+    finally:
+        tf.config.experimental.set_synchronous_execution(True)
