@@ -27,6 +27,8 @@ def program(see):
     v = tf.Variable(rng.normal(size=(3, 3)).astype("float32"))
     box = types.SimpleNamespace(scale=0.5, count=0, last=None)
     kept = [tf.eye(3)]
+    few = tf.data.Dataset.from_tensor_slices([0.5, -0.25, 0.125])
+    endless = iter(tf.data.Dataset.range(10**9))
 
     def chain(a, depth):
         return a if depth == 0 else tf.tanh(chain(a, depth - 1) @ u)
@@ -61,7 +63,7 @@ _LAYERS = """
 """
 _TAIL = """\
         u.assign_sub(0.01 * tf.tanh(u @ v))
-    return [u, v, box.scale, box.count, kept, {owned}]
+    return [u, v, box.scale, box.count, kept, next(endless), {owned}]
 """
 _BATCHES = ("4", "4", "4", "3 + step % 2", "int(rng.choice([2, 3, 4]))", "4 if step < 25 else 5")
 _SHAPES = ("rows", "square", "scalar")
@@ -124,6 +126,7 @@ class _Writer:
                 f"tf.norm({many}[: 1 + step % 2])",
                 f"tf.constant(float({many}[0, 0])) * 0.5",
                 f"tf.cast(tf.argmax(tf.reshape({many}, [-1])), tf.float32) * 0.01",
+                f"tf.cast(next(endless) % 5, tf.float32) * {one}",
             )
         other, factor = self.tensor(scope, shape), self.tensor(scope, "scalar")
         square = self.tensor(scope, "square")
@@ -298,8 +301,14 @@ class _Writer:
         self.line(indent, f"for _ in range({times}):")
 
     def _loop(self, scope: _Scope, indent: int) -> None:
-        self._turns(scope, indent)
-        self.body(scope.inner(loop=True), indent + 1, 3)
+        inner = scope.inner(loop=True)
+        if self._draw(st.integers(0, 3)) == 0:
+            element = self._fresh()
+            self.line(indent, f"for {element} in {self._one_of('few', 'few', 'few.take(step % 3)')}:")
+            inner.names["scalar"].append(element)
+        else:
+            self._turns(scope, indent)
+        self.body(inner, indent + 1, 3)
 
     def _jump(self, scope: _Scope, indent: int) -> None:
         self.line(indent, f"if {self.condition(scope)}:")
