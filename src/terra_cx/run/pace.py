@@ -136,8 +136,16 @@ class Pace:
     def _is_clear(self) -> bool:
         if self.manner is not Manner.EAGER:
             return False
-        clearly = 2 * FAR if self._varies() else CLEARLY
-        return fmean(self._window) > clearly * self._cost(self._faster())
+        other = self._cost(self._faster())
+        clearly = CLEARLY
+        if self._varies():
+            # A few regions may be the long ones; not so if those before anything was co-executed took as long.
+            clearly = FAR if self.eager is not None and self.eager > FAR * other else 2 * FAR
+        return fmean(self._window) > clearly * other
+
+    def _is_slower(self) -> bool:
+        """Whether eager takes so much longer than the faster manner that it need not be measured twice."""
+        return self._cost(Manner.EAGER) > CLEARLY * self._cost(self._faster())
 
     def _begin(self, windows: list[Manner]) -> None:
         self._windows, self._number, self._times, self._changes = windows, 0, {}, 0
@@ -159,15 +167,17 @@ class Pace:
         if self._number < len(self._windows):
             self._open()
         elif Manner.EAGER in self._times:
-            if self._is_sure():
+            if not self._is_sure():
+                self._go_on(Manner.EAGER, self._faster())
+            elif self._changes or self._is_slower() or len(self._times[Manner.EAGER]) > 1:
                 self._choose()
             else:
-                self._go_on(Manner.EAGER, self._faster())
+                self._go_on(Manner.EAGER)
         elif self.seconds.get(Manner.EAGER, 0.0) > FAR * self._cost(self._faster()):
             self._times[Manner.EAGER] = [[self.seconds[Manner.EAGER]]]
             self._choose()
         else:
-            self._go_on(Manner.EAGER, self._faster(), Manner.EAGER)
+            self._go_on(Manner.EAGER, self._faster())
 
     def _has_changed(self) -> bool:
         """Whether the program does something else than in all earlier windows of this manner."""
