@@ -8,6 +8,7 @@ import tensorflow as tf
 from truth import both_ways
 from varying import depth, recurrence, translation, treebank, weights
 
+from terra_cx.run.conductor import Conductor
 from terra_cx.trace import keys, tracegraph
 
 
@@ -199,3 +200,29 @@ def test_lengths_that_come_late_need_no_new_block(soon):
 
     report = both_ways(program, co_executed=30, pace="turns")
     assert report["runner"]["variants"] <= 3
+
+
+def test_a_way_that_is_too_long_to_be_traced_is_recorded_once(monkeypatch):
+    """A text is sampled now and then: recording its first thousands of ops takes half as long as the sampling."""
+    recorded = []
+    record_rest = Conductor._record_rest
+    monkeypatch.setattr(Conductor, "_record_rest", lambda *args: recorded.append(args) or record_rest(*args))
+
+    def program(see):
+        rng = np.random.default_rng(1)
+        w = tf.Variable(rng.normal(size=(4, 4)).astype("float32"))
+        for step in range(80):
+            x = tf.constant(rng.normal(size=(3, 4)).astype("float32"))
+            with tf.GradientTape(persistent=True) as tape:
+                loss = tf.reduce_mean(tf.square(tf.tanh(x @ w) - 0.5))
+            w.assign_sub(0.1 * tape.gradient(loss, w))
+            see(loss)
+            if step % 10 == 9 and step > 25:
+                for _ in range(600 + step):
+                    x = tf.tanh(x @ w) + 0.1 * x
+                see(x, tape.gradient(loss, w))
+        return w
+
+    report = both_ways(program, co_executed=50)
+    assert sum(fallback["count"] for fallback in report["fallbacks"]) == 6
+    assert len(recorded) == 1

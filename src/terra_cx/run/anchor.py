@@ -108,6 +108,8 @@ class ActiveAnchor:
     unsettled: int = 0
     outgrown: int = 0
     """Traced regions in a row that had more ops than may be traced."""
+    too_long: set[tuple[Node, str]] = field(default_factory=set)
+    """Divergences (after which node, and how) that led to more ops than may be traced."""
     elisions: Elisions | None = None
     """The library calls that may be elided in its regions."""
     kept: Kept | None = None
@@ -164,6 +166,7 @@ class ActiveAnchor:
 
     def forget_blocks(self) -> None:
         """Drop all compiled functions."""
+        self.too_long.clear()
         self._blocks.clear()
         self._versions.clear()
 

@@ -40,7 +40,7 @@ from terra_cx.tf.boundary import Boundary
 from terra_cx.tf.native import REAL
 from terra_cx.trace.library_calls import CallNotes
 from terra_cx.trace.recorder import Recorder
-from terra_cx.trace.tracegraph import TraceGraph
+from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["Conductor", "Observer"]
 
@@ -102,6 +102,8 @@ class Conductor:
         self.skeleton: Skeleton | None = None
         self.recorder: Recorder | None = None
         self.diverged_at: float | None = None
+        self._place: tuple[Node, str] | None = None
+        """Where and how the region in progress diverged."""
         self.visits: list[tuple[int, int, Any]] = []
         self._fallback: Any = None
         self._uids = itertools.count()
@@ -340,6 +342,8 @@ class Conductor:
         trace = recorder.trace
         if recorder.overrun:
             if diverged:
+                if self._place is not None:
+                    anchor.too_long.add(self._place)
                 anchor.co_executed(seconds, False)
             else:
                 anchor.outgrew()
@@ -391,15 +395,14 @@ class Conductor:
         anchor = self.current
         start = time.perf_counter()
         line = self._user_line(sys._getframe(1))
+        self._place = place = skeleton.here(), str(divergence.detail)
         try:
             recover(skeleton)
         except BaseException as error:
             if error is self.raised and anchor is not None:
                 # The program's own error: the region goes on eagerly, nothing is merged.
                 self._fall_back(anchor, divergence, line)
-                self.boundary.use(self.boundary.passive)
-                self.skeleton = self.current = None
-                anchor.co_executed(0.0, False)
+                self._go_on_eagerly(anchor)
             raise
         if anchor is None or skeleton is not self.skeleton:
             # Between two regions, where a signal handler of the program has left us.
@@ -407,8 +410,20 @@ class Conductor:
             return self.boundary.passive
         with Uninterrupted():
             self._fall_back(anchor, divergence, line)
+            if (
+                place in anchor.too_long
+            ):  # a text is sampled: recording it took half as long as the sampling, each time
+                skeleton.forget()
+                self._go_on_eagerly(anchor)
+                return self.boundary.passive
             self.diverged_at = start
             return self._record_rest(anchor, skeleton)
+
+    def _go_on_eagerly(self, anchor: ActiveAnchor) -> None:
+        """Nothing of the region in progress is learned; it has been recovered."""
+        self.boundary.use(self.boundary.passive)
+        self._fallback = self.skeleton = self.current = None
+        anchor.co_executed(0.0, False)
 
     def _fall_back(self, anchor: ActiveAnchor, divergence: Diverge, line: str) -> None:
         self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
