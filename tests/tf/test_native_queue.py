@@ -6,6 +6,7 @@ import linecache
 
 import pytest
 import tensorflow as tf
+from tensorflow.python.eager import context
 from tracing import only_block
 
 from terra_cx.compile.lowering import function_of
@@ -50,6 +51,26 @@ def test_what_was_put_in_is_waited_for(gather, queue, way):
     assert made[0][0].numpy().tolist() == [X[3].numpy().tolist(), X[0].numpy().tolist()]
 
 
+def test_a_queue_made_while_an_element_is_taken(gather):
+    """TensorFlow's iterators run each `IteratorGetNext` in an executor of its own, which they delete."""
+    function, feeds = gather
+    with context.execution_mode(context.SYNC):
+        queue = NativeQueue()
+        inside = []
+        queue.put(function, feeds([3, 0]), inside)
+    gone = [tf.constant(float(number)) for number in range(100)]  # memory is used again
+    for _ in range(50):
+        made = []
+        queue.put(function, feeds([1, 2]), made)
+        queue.wait()
+        assert made[0][0].numpy()[0].tolist() == X[1].numpy().tolist()
+        own = context.context().executor
+        assert not own.is_async()
+    assert inside[0][0].numpy()[1].tolist() == X[0].numpy().tolist()
+    queue.close()
+    del gone
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_failure_is_told_without_reading_source_lines(gather, queue, way, monkeypatch):
     """TensorFlow reads them with a lock held, and lets the interpreter go; who meets an error then waits for ever."""
@@ -73,5 +94,6 @@ def test_it_works_where_the_programs_ops_are_queued_too(gather, queue):
         with pytest.raises((native.OpError, native.NotOkStatus), match="99 is not in"):
             wait_for(made[0][0])
         queue.clear()
+        assert (X + X).numpy()[0, 0] == 2.0
     finally:
         tf.config.experimental.set_synchronous_execution(True)

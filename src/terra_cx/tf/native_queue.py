@@ -32,12 +32,10 @@ class NativeQueue:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._own = native.context().executor
-        """Where the thread's ops run otherwise."""
         self._queue = pywrap_tfe.TFE_NewExecutor(True, True, 0)  # asynchronous, with no limit of its own
-        use = partial(pywrap_tfe.TFE_ContextSetExecutorForThread, native.context()._handle)
-        self._enter = partial(use, self._queue)
-        self._leave = partial(use, self._own.handle())
+        self._context = native.context()._handle
+        self._use = partial(pywrap_tfe.TFE_ContextSetExecutorForThread, self._context)
+        """Have the thread's ops run in a queue."""
 
     def put(self, function: CompiledFunction, feeds: list[Any], made: list[Any]) -> None:
         """Have a function run.
@@ -51,13 +49,18 @@ class NativeQueue:
         Raises:
             NotOkStatus: it was not queued.
         """
-        calls: tuple[Callable[[], Any], ...] = (function.prepared(feeds), self._leave)
+        # Asked for each time: TensorFlow's iterators have one of their own for each element, which is gone soon after.
+        own = pywrap_tfe.TFE_ContextGetExecutorForThread(self._context)
+        leave = partial(self._use, own)
+        calls: tuple[Callable[[], Any], ...] = (function.prepared(feeds), leave)
         try:
-            self._enter()
+            self._use(self._queue)
             made.extend(map(call, calls))
         except BaseException:  # Ctrl-C as well: the thread's own ops must not go there
-            self._leave()
+            leave()
             raise
+        finally:
+            pywrap_tfe.TFE_DeleteExecutor(own)  # the name, not what it is a name of
 
     def wait(self) -> None:
         """Wait until all that was put in is over; other threads go on meanwhile.
@@ -93,7 +96,10 @@ def wait_for(tensor: Any) -> None:
     Raises:
         OpError: it will never come.
     """
-    attrs = ("T", tensor._datatype_enum())
-    (same,) = _execute(native.context()._handle, None, "Identity", [tensor], attrs, 1)
-    if native.context().executor.is_async():  # the program's ops wait in a queue as well
-        same._numpy_internal()
+    own = pywrap_tfe.TFE_ContextGetExecutorForThread(native.context()._handle)
+    waits = pywrap_tfe.TFE_ExecutorIsAsync(own)
+    pywrap_tfe.TFE_DeleteExecutor(own)
+    if waits:  # the program's ops are queued as well, and would all fail after this one
+        tensor._numpy_internal()
+    else:
+        _execute(native.context()._handle, None, "Identity", [tensor], ("T", tensor._datatype_enum()), 1)
