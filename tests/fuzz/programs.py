@@ -27,8 +27,10 @@ def program(see):
     v = tf.Variable(rng.normal(size=(3, 3)).astype("float32"))
     box = types.SimpleNamespace(scale=0.5, count=0, last=None)
     kept = [tf.eye(3)]
-    few = tf.data.Dataset.from_tensor_slices([0.5, -0.25, 0.125])
-    endless = iter(tf.data.Dataset.range(10**9))
+    options = tf.data.Options()
+    options.autotune.enabled = False  # else to drop an iterator takes up to a minute, in eager as well
+    few = tf.data.Dataset.from_tensor_slices([0.5, -0.25, 0.125]).with_options(options)
+    endless = iter(tf.data.Dataset.range(10**9).with_options(options))
 
     def chain(a, depth):
         return a if depth == 0 else tf.tanh(chain(a, depth - 1) @ u)
