@@ -220,13 +220,13 @@ def test_what_is_made_of_a_result_that_is_no_longer_known():
 
 
 def test_a_shape_is_known_whichever_tensor_of_that_shape_it_is():
-    def region(first):
+    def region(number):  # (no branch: Python 3.13 compiles what follows one twice)
         both = tf.tanh(X), tf.exp(X)
-        return tf.shape(both[0] if first else both[1]) + 1
+        return tf.shape(both[number]) + 1
 
     graph = TraceGraph()
-    for first in (True, False):
-        graph.merge(trace(region, first))
+    for number in (0, 1):
+        graph.merge(trace(region, number))
     shape = next(node for node in graph if node.call.op == "Shape")
     assert shape.rules[0].need is Need.TENSOR
     assert shape.kind is Kind.KNOWN
