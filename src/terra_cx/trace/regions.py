@@ -281,20 +281,19 @@ class Survey:
     def _calls(self, stack: _Stack) -> Iterator[tuple[int, CodeType, int, tuple[int, CodeType | None], bool]]:
         """The frames of a stack, outermost first, with what called them.
 
-        For each: its id, code and offset, the nearest user frame that led to it, and whether that called it directly.
-        In one pass: a recursion may be hundreds of frames deep. A lambda, a comprehension and a generator expression
-        belong to what is around them: the frame of a lambda that a library calls is another one each time, and nothing
-        tells when another call has its id.
+        For each: its id, code and offset, the nearest user frame that led to it, and whether user code called it. In
+        one pass: a recursion may be hundreds of frames deep. A lambda, a comprehension and a generator expression lead
+        nowhere by themselves: the frame of a lambda that a library calls is another one each time, and nothing tells
+        when another call has its id.
         """
         files = self._user_files()
         caller: tuple[int, CodeType | None] = (0, None)
         direct = True
         for frame, (code, offset) in stack.items():
             yield frame, code, offset, caller, direct
-            if code.co_filename not in files:
-                direct = False
-            elif code.co_name == "<module>" or not code.co_name.startswith("<"):
-                caller, direct = (frame, code), True
+            direct = code.co_filename in files
+            if direct and (code.co_name == "<module>" or not code.co_name.startswith("<")):
+                caller = frame, code
 
     def _user_files(self) -> set[str]:
         """The files of the program's own code that has anchors."""
