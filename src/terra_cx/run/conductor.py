@@ -410,9 +410,8 @@ class Conductor:
             return self.boundary.passive
         with Uninterrupted():
             self._fall_back(anchor, divergence, line)
-            if (
-                place in anchor.too_long
-            ):  # a text is sampled: recording it took half as long as the sampling, each time
+            if place in anchor.too_long:
+                # A text is sampled: recording that, for nothing, took half as long as the sampling, each time.
                 skeleton.forget()
                 self._go_on_eagerly(anchor)
                 return self.boundary.passive

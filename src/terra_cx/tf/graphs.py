@@ -371,7 +371,7 @@ class GraphBuilder:
     def bounds(self, handle: Any, indices: Any, nested: bool, device: str = "") -> Any:
         """An operation that fails if rows of a variable are named that it does not have.
 
-        Where it stands in for the check of a scatter's kernel it comes first; the kernel fails halfway.
+        A scatter's kernel asks the same, but when it has written the rows before that one.
 
         Args:
             handle: the variable's.
@@ -382,7 +382,7 @@ class GraphBuilder:
         Raises:
             ValueError: the variable can have several shapes, or it is not known how many axes ``indices`` name.
         """
-        count = indices.shape[-1] if nested and indices.shape.rank else 1
+        count = 1 if not nested else indices.shape[-1] if indices.shape.rank else None
         if not self.fixed(handle) or count is None:
             raise ValueError("whether rows are out of bounds cannot be told beforehand")
         sizes = [dim.size for dim in handle._handle_data.shape_and_type[0].shape.dim][:count]
