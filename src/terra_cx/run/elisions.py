@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +17,8 @@ __all__ = ["Elisions", "next_comparison", "to_be_compared"]
 
 _MISSES = 3
 """Misses of a call after which the step is traced again."""
+_CLOSE = 4
+"""Regions from one call of which nothing is noted to the next: more, and it is rare."""
 _MOST = 4096
 """Receivers and methods; a program with more makes new ones all the time."""
 _EVERY = 8192
@@ -45,7 +47,9 @@ class Elisions:
         """By entry and receiver, then by the node of the first op (None without ops): a layer may be called often."""
         self.elided = self.shortened = self.compared = self.mismatches = 0
         self._refused = 0
-        self._unknown: Counter[tuple[str, int]] = Counter()
+        self._regions = 0
+        self._unknown: dict[tuple[str, int], tuple[int, int]] = {}
+        """Calls of which nothing is noted: the latest region with one, and how many there were close together."""
         self._stale = False
         self._wait, self._distance = 0, 1
 
@@ -58,15 +62,18 @@ class Elisions:
         """A call of which nothing is noted: the step does more than it did when it was traced, and is looked at anew.
 
         (An agent learns only once its memory is filled. Where a step goes a new way, the rest of it is recorded without
-        its calls.)
+        its calls.) Not so for what comes now and then: an evaluation after each epoch had steps traced that know
+        nothing of it.
         """
         key = entry, id(receiver)
-        if key in self.refusals:
+        region, times = self._unknown.get(key, (0, 0))
+        if key in self.refusals or (times and region == self._regions):
             return
         if len(self._unknown) > _MOST:
             self._unknown.clear()
-        self._unknown[key] += 1
-        self._stale = self._stale or self._unknown[key] >= _MISSES
+        times = times + 1 if self._regions - region <= _CLOSE else 1
+        self._unknown[key] = self._regions, times
+        self._stale = self._stale or times >= _MISSES
 
     def refuse(self, call: LibraryCall, why: str) -> None:
         """A comparison has shown that a call cannot be elided; the calls inside it may be."""
@@ -85,6 +92,7 @@ class Elisions:
 
         At growing distances: what changes in every step never stays as it was noted.
         """
+        self._regions += 1
         self._wait -= 1
         if not self._stale or self._wait > 0:
             return False
