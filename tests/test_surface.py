@@ -45,6 +45,13 @@ def descend(tape, loss, variables, rate=0.05):
         variable.assign_sub(rate * gradient)
 
 
+def learn(w, x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(x @ w - 1.0))
+    descend(tape, loss, [w])
+    return loss
+
+
 # -- tapes -----------------------------------------------------------------------------------------------------------
 def a_tape_that_is_reset(see):
     w = matrix(3, 3)
@@ -583,10 +590,7 @@ def a_dataset_that_ends_and_begins_again(see):
     data = tf.data.Dataset.from_tensor_slices(np.stack(batches(3))).shuffle(9, seed=2).batch(7)
     for _ in range(6):
         for x in data:
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(x @ w - 1.0))
-            descend(tape, loss, [w])
-            see(loss)
+            see(learn(w, x))
     return w
 
 
@@ -596,10 +600,7 @@ def a_validation_set_after_each_epoch(see):
     held = tf.data.Dataset.from_tensor_slices(np.stack(batches(2, 3, steps=3)))
     for epoch in range(6):
         for x in train:
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(x @ w - 1.0))
-            descend(tape, loss, [w])
-            see(loss)
+            see(learn(w, x))
         if epoch % 2:
             see(tf.add_n([tf.reduce_sum(tf.tanh(x @ w)) for x in held]))
         for x in held:

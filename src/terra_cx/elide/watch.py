@@ -173,7 +173,7 @@ class Watch:
         module = names.get("__name__")
         name = str(module)
         ours = name.startswith(_OURS)
-        met = _Met(code, not ours and is_library(module), name.startswith("numpy"))
+        met = _Met(code, is_library(module), name.startswith("numpy"))
         self._met[id(code), id(names)] = met
         if not ours:
             self.codes[code, id(names)] = names

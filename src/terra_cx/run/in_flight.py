@@ -99,31 +99,24 @@ class InFlight:
         if last.state > State.SENT:
             return True
         self.adopt(last)
-        if last is not self.flying[-1] or self._queue is None:
-            return self._came(last)
+        return self._came(last, self._queue if last is self.flying[-1] else None)
+
+    def _came(self, last: BlockRun, queue: NativeQueue | None = None) -> bool:
+        """As `land`, by waiting for the ``queue`` in which nothing is behind it, or for the run's own results."""
         try:
-            self._queue.wait()  # a twentieth of what waiting for a tensor takes
+            if queue is not None:
+                queue.wait()  # a twentieth of what waiting for a tensor takes
+            else:
+                wait_for(last.queued[0][self._token(last)])
         except _REFUSED:  # which of them has failed, and how, is found out by running them again
             return False
-        self._have_landed(last)
-        return True
-
-    def _came(self, last: BlockRun) -> bool:
-        """As `land`, by the run's own results: nothing is said about those behind it."""
-        try:
-            wait_for(last.queued[0][self._token(last)])
-        except _REFUSED:
-            return False
-        self._have_landed(last)
-        return True
-
-    def _have_landed(self, last: BlockRun) -> None:
         while self.flying:
             run = self.flying[0]
             self._has_landed(run)
             self.flying.popleft()
             if run is last:
                 break
+        return True
 
     def clear(self) -> list[BlockRun]:
         """One of them has failed: what has not run, in order; nothing is flying any more."""

@@ -33,7 +33,7 @@ from terra_cx.run.region_log import Event
 from terra_cx.run.taping import Taping
 from terra_cx.run.true_shapes import derived, shape_of, specs_of
 from terra_cx.tf import native
-from terra_cx.tf.boundary import EFFECTS
+from terra_cx.tf.boundary import EFFECTS, Passive
 from terra_cx.tf.datasets import Independence
 from terra_cx.tf.native import REAL, FallbackException
 from terra_cx.tf.opdefs import SHAPE_OPS, Kind, classify, lasting_attrs
@@ -145,14 +145,7 @@ class Skeleton(Taping):
                 node.call.op == op and node.call.form == "E" for node in self.here().succ
             ):
                 raise FallbackException("terra-cx: the program is known to take the slow path here")
-            if classify(op) is Kind.SOURCE:
-                real = resolve_all(args)
-                return self.at_an_end(
-                    found,
-                    lambda: _fast(ctx, op, name, *real),
-                    lambda handler: handler.fast(ctx, op, name, *real),
-                )
-            return self.diverged(found).fast(ctx, op, name, *resolve_all(args))
+            return self.unknown(op, found, lambda by: by.fast(ctx, op, name, *resolve_all(args)))
         return found.answer
 
     def execute(self, handle: Any, device: Any, op: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
@@ -165,27 +158,27 @@ class Skeleton(Taping):
         inputs = list(inputs)
         found = self.validated(text, "E", (inputs, tuple(attrs) if attrs else (), outputs), None)
         if isinstance(found, Diverge):
-            real = resolve_all(inputs)
-            if classify(text) is Kind.SOURCE:
-                return self.at_an_end(
-                    found,
-                    lambda: _execute(handle, device, op, real, attrs, outputs),
-                    lambda handler: handler.execute(handle, device, op, real, attrs, outputs),
-                )
-            return self.diverged(found).execute(handle, device, op, real, attrs, outputs)
+            return self.unknown(
+                text,
+                found,
+                lambda by: by.execute(handle, device, op, resolve_all(inputs), attrs, outputs),
+            )
         return found.answer
 
-    def at_an_end(self, divergence: Diverge, call: Callable[[], Any], record: Callable[[Any], Any]) -> Any:
-        """A next element is asked for where the TraceGraph has none: mostly to find out that there is none.
+    def unknown(self, op: str, divergence: Diverge, do: Callable[[Any], Any]) -> Any:
+        """An op that the TraceGraph does not have here: the region diverges, if it is not the end of an iterator.
 
-        An op that fails is in no trace, so the loop over a validation set ended in a fallback each time. What was
-        issued before has happened first, as in eager.
+        A next element is mostly asked for to find out that there is none, and an op that fails is in no trace: the loop
+        over a validation set ended in a fallback each time. So it is asked for first, when what was issued before has
+        happened, as in eager.
 
         Args:
-            divergence: what it is if there is an element.
-            call: asks for it.
-            record: hands the op to the handler that goes on then.
+            op: its name.
+            divergence: what it is then.
+            do: has a handler of the boundary execute it.
         """
+        if classify(op) is not Kind.SOURCE:
+            return do(self.diverged(divergence))
         run = self.run
         if run is not None and run.pos and not run.complete:
             self.graph.cut(self.here(), "an iterator's end")
@@ -195,11 +188,11 @@ class Skeleton(Taping):
         finally:
             self.busy = False
         self.drain()
-        element = call()
+        element = do(Passive())
         handler = self.diverged(divergence)
         if isinstance(handler, Recorder):
             handler.executed = element
-            return record(handler)
+            return do(handler)
         return element
 
     def validated(self, op: str, form: str, args: tuple[Any, ...], name: Any) -> Answer | Diverge:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["ExternalNames", "Gradients", "Passage", "is_unmatched"]
 
 _OPAQUE = frozenset({20, 21})  # resource, variant
+_HELD = (Kind.KNOWN, Kind.DERIVED)
+"""Kinds of nodes whose results Python holds: constants of a gradient's block, or its arguments."""
 
 
 def _origin(ref: Any) -> Any:
@@ -150,10 +152,7 @@ class Gradients:
             if rule is None:
                 continue
             if rule.need is Need.LOCAL and rule.node is not None:
-                if rule.node.kind not in (
-                    Kind.KNOWN,
-                    Kind.DERIVED,
-                ):  # whose results are constants, or arguments
+                if rule.node.kind not in _HELD:
                     self._mentions[rule.node].add((node, rule.out))
             elif rule.need is Need.SHARED and rule.share is not None:
                 user, argument = rule.share
