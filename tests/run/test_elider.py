@@ -664,7 +664,7 @@ def test_functional_models_with_two_inputs_and_masks():
 
     calls = both_ways(program(make, learning_rate, step), co_executed=15)["anchors"][0]["elisions"]["calls"]
     found = {(call["call"], call["of"]) for call in calls if call["elided"] > 10}
-    # The optimizer's is refused: of a gradient in slices RMSprop makes what only the owner thread computes.
+    # The optimizer's is refused: RMSprop reads the value of a tensor that it makes of a gradient in slices.
     assert {("Layer.__call__", "Functional"), ("Loss.__call__", "MeanSquaredError")} <= found, calls
     assert sum(call["ops"] * call["elided"] for call in calls) > 2000
 
