@@ -194,6 +194,7 @@ def test_region_marks_a_step(expected):
     np.testing.assert_array_equal(variable, expected)
     report = session.report()
     assert report["regions"]["co_executed"] > STEPS // 2
+    assert report["regions"]["total"] == STEPS
     assert "test_api.py" in report["anchors"][0]["line"]
 
 
@@ -257,6 +258,23 @@ def test_an_error_is_caught_where_it_happens_though_no_code_has_probes():
     assert found == steps()
     assert found[2] == [40]
     assert session.report()["regions"]["co_executed"] > STEPS // 2
+
+
+def test_what_lies_between_two_ops_that_may_fail_is_compiled():
+    def steps():
+        table = tf.Variable(tf.random.stateless_normal([3, 2], (1, 2)))
+        for step in range(STEPS):
+            terra_cx.region()
+            row = tf.sin(tf.gather(table, tf.constant(step % 3)))
+            column = tf.cos(tf.gather(table, tf.constant(step % 2), axis=1))
+            table.assign_sub(0.1 * tf.tensordot(column, row, 0))
+        return table.numpy().tolist()
+
+    with terra_cx.co_execute() as session:
+        found = steps()
+    assert found == steps()
+    runner = session.report()["runner"]
+    assert runner["compiled_runs"] > 2 * runner["eager_runs"]  # pieces that were no block ran op by op, for ever
 
 
 def test_values_made_inside_are_usable_outside():

@@ -455,9 +455,12 @@ class Session:
         self._guarded(conductor.visit, conductor.anchors[anchor_id], frame)
 
     def _mark_active(self, anchor_id: int, frame: FrameType) -> None:
-        self._begin_survey(anchor_id, frame)
-        if self.conductor is not None:
-            self._activate(anchor_id, frame)
+        from terra_cx.tf.native import REAL
+
+        if not REAL["TFE_Py_TapeSetIsEmpty"]():
+            return  # tapes opened before would be missed; the next visit will do
+        self._installed()
+        self._activate(anchor_id, frame)
 
     # -- failures of our own ---------------------------------------------------------------------------------
     def _guarded(self, function: Any, *args: Any) -> None:

@@ -178,9 +178,8 @@ class Elider:
             skeleton.busy = False
         call.runs += 1
         self._elisions.elided += 1
-        if skeleton.sync_errors and any(run.block.first_fallible is not None for run, _ in plan):
-            skeleton.dispatch()
-            skeleton.drain()
+        if skeleton.sync_errors:
+            skeleton.barrier()
         return [self._result(call, leaves, made)]
 
     def _plan(self, call: LibraryCall, leaves: list[Any]) -> list[tuple[BlockRun, _Stretch]] | None:

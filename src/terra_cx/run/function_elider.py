@@ -142,9 +142,8 @@ class FunctionElider:
         if type(answer) is list:
             known.runs += 1
             self._elisions.shortened += 1
-            if skeleton.sync_errors and run.block.first_fallible is not None:
-                skeleton.dispatch()
-                skeleton.drain()
+            if skeleton.sync_errors:
+                skeleton.barrier()
         return answer
 
     # -- learning and comparing ----------------------------------------------------------------------------------

@@ -421,11 +421,9 @@ class Skeleton(Taping):
         if turn:
             turns[node] = turn
         # Committed.
-        if self.sync_errors and any(op.fallible for op in run.block.ops[slice(*step.ops)]):
-            # The user wants errors where they happen and pays for it: this op is run before Python goes on.
-            self.dispatch()
-            self.drain()
-        elif following is None and run.block.prompt:
+        if self.sync_errors:
+            self.barrier()  # the user wants errors where they happen and pays for it
+        if following is None and run.block.prompt and self.run is run:
             self.lull(run)
 
     def advance_over(self, run: BlockRun, pos: int, turns: dict[Node, int]) -> None:
