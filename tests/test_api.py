@@ -274,7 +274,8 @@ def test_what_lies_between_two_ops_that_may_fail_is_compiled():
         found = steps()
     assert found == steps()
     runner = session.report()["runner"]
-    assert runner["compiled_runs"] > 2 * runner["eager_runs"]  # pieces that were no block ran op by op, for ever
+    # Pieces that were no block ran op by op, for ever.
+    assert runner["compiled_runs"] > 2 * runner["eager_runs"]
 
 
 def test_values_made_inside_are_usable_outside():

@@ -80,21 +80,92 @@ def test_what_is_not_quick_does_not_fly(flown, monkeypatch):
     assert flown == []
 
 
-def test_draws_are_made_once_by_the_graph_runner(flown):
+@pytest.mark.parametrize("seed", [None, 7], ids=["one kernel each", "one kernel"])
+def test_draws_are_made_once_before_the_function(flown, seed):
     def program(see):
         w = tf.Variable(tf.eye(4))
-        for _ in range(STEPS):
-            w.assign_add(tf.random.normal([4, 4]))
-            see(tf.reduce_sum(w))
+        for number in range(STEPS):
+            noise = tf.random.normal([4, 4], seed=seed)
+            w.assign_add(noise * tf.random.uniform([], seed=seed))
+            if number % 5 == 0:
+                see(tf.reduce_sum(w), noise)
         return w
 
     both_ways(program, co_executed=STEPS - 30)
-    assert flown == []
+    assert len(flown) > STEPS // 3
+
+
+def test_draws_that_are_given_more_than_integers_do_not_fly(flown, monkeypatch):
+    """A tape of the owner thread's would be told of them there."""
+    before = []
+    put = NativeQueue.put
+
+    def noting(self, function, feeds, made, draws=()):
+        before.extend(draws)
+        put(self, function, feeds, made, draws)
+
+    monkeypatch.setattr(NativeQueue, "put", noting)
+
+    def program(see):
+        w = tf.Variable(tf.ones([4]))
+        for _ in range(STEPS):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(w * w + tf.random.gamma([], tf.abs(w) + 1.0, seed=3))
+            w.assign_sub(0.01 * tape.gradient(loss, w))
+        return w
+
+    both_ways(program, co_executed=STEPS - 30)
+    assert flown
+    assert before == []
+
+
+@pytest.fixture
+def failed(monkeypatch):
+    """The regions of the runs that had not run when one of them had failed in flight."""
+    noted = []
+    clear = InFlight.clear
+
+    def noting(self):
+        runs = clear(self)
+        noted.extend(run.region for run in runs)
+        return runs
+
+    monkeypatch.setattr(InFlight, "clear", noting)
+    return noted
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["drawn before", "drawn behind"])
+def test_draws_of_a_run_that_fails_in_flight_are_not_made_again(flown, failed, early):
+    """Nor those of the runs behind it, which were not made; the numbers that follow are eager's."""
+
+    def program(see):
+        w = tf.Variable(tf.ones([4]))
+        for turn in range(3):
+            try:
+                for number in range(STEPS):
+                    row = tf.constant([9 if (turn, number) == (0, 70) else number % 3])
+                    noise = tf.random.normal([1], seed=7) if early else 1.0
+                    with tf.GradientTape() as tape:
+                        loss = tf.reduce_sum(w * tf.tile(tf.gather(w, row) * noise, [4]))
+                    w.assign_sub(1e-3 * tape.gradient(loss, w))
+                    if not early:
+                        w.assign_add(tf.random.normal([4], seed=7))
+                    total = tf.reduce_sum(w)
+                    if number % 8 == 7:
+                        see(total)
+            except tf.errors.InvalidArgumentError:
+                see(turn, w)
+            see(tf.random.normal([2], seed=7))
+        return w
+
+    both_ways(program, co_executed=STEPS - 30, pace="overlapped")
+    assert len(flown) > STEPS // 3
+    assert failed
 
 
 @pytest.mark.parametrize("late", [0, 3], ids=["read at once", "read later"])
 @pytest.mark.parametrize("bad", [50, 77])
-def test_an_op_that_fails_in_flight_fails_as_in_eager(flown, bad, late):
+def test_an_op_that_fails_in_flight_fails_as_in_eager(flown, failed, bad, late):
     """What was issued before it has happened, it and what comes after it has not; the program goes on."""
 
     def program(see):
@@ -103,8 +174,10 @@ def test_an_op_that_fails_in_flight_fails_as_in_eager(flown, bad, late):
             try:
                 for number in range(STEPS):
                     u.assign_add(1.0)
-                    picked = tf.gather(w, tf.constant([9 if (turn, number) == (1, bad) else 1]))
-                    w.assign_add(0.1 * tf.tile(picked, [4, 1]))
+                    with tf.GradientTape() as tape:
+                        row = tf.constant([9 if (turn, number) == (0, bad) else number % 3])
+                        loss = tf.reduce_sum(w * tf.tile(tf.gather(w, row), [4, 1]))
+                    w.assign_sub(1e-3 * tape.gradient(loss, w))
                     u.assign_add(0.5)
                     if number % 4 == late:
                         see(u, w)
@@ -112,8 +185,9 @@ def test_an_op_that_fails_in_flight_fails_as_in_eager(flown, bad, late):
                 see(str(error)[:30], turn, number >= bad)
         return w
 
-    both_ways(program, co_executed=20)
+    both_ways(program, co_executed=20, pace="overlapped")
     assert len(flown) > 20
+    assert failed
 
 
 def test_an_interrupt_after_it_was_queued(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -10,8 +11,10 @@ from tensorflow.python.eager import context
 from tracing import only_block
 
 from terra_cx.compile.lowering import function_of
+from terra_cx.run.block_run import Draw
+from terra_cx.run.eager import do_draw
 from terra_cx.tf import native
-from terra_cx.tf.native_queue import NativeQueue, wait_for
+from terra_cx.tf.native_queue import Before, NativeQueue, op_call, wait_for
 from terra_cx.tf.opdefs import Kind
 
 X = tf.eye(4)
@@ -83,6 +86,36 @@ def test_a_failure_is_told_without_reading_source_lines(gather, queue, way, monk
         WAYS[way](queue, made[0][0])
     queue.clear()
     assert not read
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["made", "not made"])
+def test_a_draw_is_made_once(gather, queue, fails):
+    """Whether what stands before it in the queue fails or not: the numbers are those that come next."""
+    function, feeds = gather
+    bound = {"minval": 0, "maxval": 4, "dtype": tf.int32, "seed": 27}
+    tf.random.set_seed(1)
+    expected = [tf.random.uniform([2], **bound).numpy().tolist() for _ in range(3)]
+    tf.random.set_seed(1)
+    first = tf.random.uniform([2], **bound).numpy().tolist()
+    seeds = ("seed", 1, "seed2", 27)
+    args = (tf.constant([2]), tf.constant(0), tf.constant(4), *seeds)
+    draw = Draw(SimpleNamespace(device=""), "RandomUniformInt", "F", None, args)
+    rows = next(number for number, feed in enumerate(feeds([0, 0])) if feed.dtype == tf.int32)
+    made = []
+    if fails:
+        queue.put(function, feeds([0, 99]), [])
+    before = Before(op_call(draw.op, draw.form, draw.name, draw.args), draw, rows)
+    try:
+        queue.put(function, feeds([0, 0]), made, [before])
+    except (native.OpError, native.NotOkStatus):
+        assert fails  # the failure was known already
+    if fails:
+        queue.clear()
+    else:
+        queue.wait()
+        assert made[0][0].numpy().tolist() == X.numpy()[expected[1]].tolist()
+    assert [first, do_draw(draw)[0].numpy().tolist()] == expected[:2]
+    assert do_draw(draw)[0].numpy().tolist() == expected[1 if not fails else 2]
 
 
 def test_it_works_where_the_programs_ops_are_queued_too(gather, queue):

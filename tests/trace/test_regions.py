@@ -316,6 +316,12 @@ PROGRAMS = {
             op(20)
             apply()
     """),
+    "writes only, in epochs longer than any list of variables": (1010, """
+        for epoch in range(2):
+            for batch in range(1500):  # here
+                op(20)
+                apply()
+    """),
     "setting up before training": (3, """
         for layer in range(5):
             op(3)

@@ -32,9 +32,12 @@ class Frozen(Exception):
 
 
 class Draw:
-    """A stateful random op as Python asked for it: run by the graph runner as its own eager op."""
+    """A stateful random op as Python asked for it: run by the graph runner as its own eager op.
 
-    __slots__ = ("args", "form", "name", "op", "step")
+    ``made`` is what it returned where it was queued natively (`run.in_flight`), and nothing before.
+    """
+
+    __slots__ = ("args", "form", "made", "name", "op", "step")
 
     def __init__(self, step: Any, op: str, form: str, name: str | None, args: Any) -> None:
         self.step = step
@@ -42,6 +45,7 @@ class Draw:
         self.form = form
         self.name = name
         self.args = args
+        self.made: Any = None
 
 
 class Fetcher(Protocol):

@@ -12,6 +12,7 @@ from typing import Any
 from terra_cx.compile.blocks import Block, FlatOp, Step
 from terra_cx.run.block_run import BlockRun, Draw
 from terra_cx.tf import native
+from terra_cx.tf.native_queue import REFUSED, wait_for
 from terra_cx.tf.opdefs import Kind, grouped
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.recorder import pack_outputs
@@ -52,7 +53,15 @@ def feeds_of(run: BlockRun) -> list[Any]:
 
 
 def do_draw(draw: Draw) -> list[Any]:
-    """Run a stateful random op as eager would."""
+    """Run a stateful random op as eager would, unless that has been done in flight."""
+    if draw.made is not None:
+        values = pack_outputs(draw.made)[1]
+        try:
+            for value in values:
+                wait_for(value)
+            return values
+        except REFUSED:  # something before it in the queue has failed: it has not been run
+            draw.made = None
     if draw.form == "F":
         result = native.run_fast(draw.op, draw.name, draw.args, draw.step.device)
     else:

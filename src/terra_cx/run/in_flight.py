@@ -13,6 +13,8 @@ Guarantees:
   quick are queued, and no more than take `QUICK` together, before it is waited for.
 * A run that failed has changed nothing (the transaction rule), and those behind it have not run. The graph runner does
   them again, in order, and finds what eager finds; on its own thread, for the owner's may have a tape open.
+* Random draws of a run are queued before its function, each once: a draw that has been made (`Draw.made`) counts,
+  whatever becomes of the function.
 * All methods are called under the graph runner's lock, and it executes nothing as long as something is flying.
 """
 
@@ -26,7 +28,8 @@ from typing import Any
 from terra_cx.run.block_run import BlockRun, State
 from terra_cx.tf import native
 from terra_cx.tf.graphs import CompiledFunction
-from terra_cx.tf.native_queue import NativeQueue, wait_for
+from terra_cx.tf.native_queue import REFUSED, Before, NativeQueue, op_call, wait_for
+from terra_cx.tf.opdefs import PLAIN_DRAWS, Kind
 from terra_cx.tf.slots import Slot
 
 __all__ = ["QUICK", "InFlight"]
@@ -36,7 +39,6 @@ QUICK = 0.05
 _OPAQUE = frozenset({20, 21})
 """Dtypes (resource, variant) of tensors that cannot be waited for."""
 _MOST = 1000
-_REFUSED = (native.NotOkStatus, native.OpError)
 
 
 class InFlight:
@@ -60,14 +62,14 @@ class InFlight:
         return sum([run.block.seconds for run in self.flying])
 
     def admits(self, run: BlockRun) -> bool:
-        """Whether a run is of the kind that is queued: compiled, quick, without draws, with something to wait for."""
+        """Whether a run is of the kind that is queued: compiled, quick, its draws plain, with something to wait for."""
         block, outputs = run.block, run.outputs
         function = block.variants.get(outputs) if outputs else None
         return (
             type(function) is CompiledFunction
             and function.settled
             and run.complete
-            and not (block.relaxed or block.draws)
+            and not block.relaxed
             and block.eager is None
             and block.seconds < QUICK
             and self._token(run) is not None
@@ -91,6 +93,10 @@ class InFlight:
             slot = run.slots[flat]
             if slot is not None:
                 slot.pending = value
+        for base, draw in run.draws.items():
+            slot = run.slots[base]
+            if slot is not None:
+                slot.pending = draw.made[0] if type(draw.made) is list else draw.made
 
     def land(self, last: BlockRun) -> bool:
         """Wait for a flying run, and so for those before it; False if one of them has failed."""
@@ -108,7 +114,7 @@ class InFlight:
                 queue.wait()  # a twentieth of what waiting for a tensor takes
             else:
                 wait_for(last.queued[0][self._token(last)])
-        except _REFUSED:  # which of them has failed, and how, is found out by running them again
+        except REFUSED:  # which of them has failed, and how, is found out by running them again
             return False
         while self.flying:
             run = self.flying[0]
@@ -146,15 +152,19 @@ class InFlight:
         block, outputs = run.block, run.outputs
         assert outputs is not None  # it is admitted
         feeds = [_feed(param) if type(param) is Slot else param for param in run.params]
-        if any(feed is None for feed in feeds):
+        before = [
+            Before(op_call(draw.op, draw.form, draw.name, draw.args), draw, block.draws[base])
+            for base, draw in run.draws.items()
+        ]
+        if sum([feed is None for feed in feeds]) > len(before) or (before and native.device_scope()):
             return False
         if not self._has_room(block.seconds):
             return False
         if self._queue is None:
             self._queue = NativeQueue()
         try:
-            self._queue.put(block.variants[outputs], feeds, run.queued)
-        except _REFUSED:  # one before it has failed, or it would itself: the graph runner finds out
+            self._queue.put(block.variants[outputs], feeds, run.queued, before)
+        except REFUSED:  # one before it has failed, or it would itself: the graph runner finds out
             return False
         return True
 
@@ -170,7 +180,7 @@ class InFlight:
         return good
 
     def _token(self, run: BlockRun) -> Any:
-        """The number of the output by which a run is waited for, None if there is none."""
+        """The number of the output by which a run is waited for, None if there is none or not all draws are plain."""
         block, outputs = run.block, run.outputs or frozenset()
         key = block.uid, outputs
         if key not in self._tokens:
@@ -179,9 +189,11 @@ class InFlight:
             dtypes = {
                 flat: spec.dtype for step in block.steps for flat, spec in enumerate(step.specs, step.base)
             }
-            self._tokens[key] = next(
-                (number for number, flat in enumerate(sorted(outputs)) if dtypes[flat] not in _OPAQUE), None
+            plain = all(
+                step.op in PLAIN_DRAWS and not step.device for step in block.steps if step.kind is Kind.DRAW
             )
+            tokens = (number for number, flat in enumerate(sorted(outputs)) if dtypes[flat] not in _OPAQUE)
+            self._tokens[key] = next(tokens, None) if plain else None
         return self._tokens[key]
 
     def _has_landed(self, run: BlockRun) -> None:

@@ -9,18 +9,47 @@ Source: ``tensorflow/python/eager/executor.py``; ``tensorflow/core/common_runtim
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import repeat
 from operator import call
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from terra_cx.tf import native
 from terra_cx.tf.graphs import CompiledFunction
 from terra_cx.tf.native import pywrap_tfe
 
-__all__ = ["NativeQueue", "wait_for"]
+__all__ = ["REFUSED", "Before", "NativeQueue", "op_call", "wait_for"]
 
 _execute = native.REAL["TFE_Py_Execute"]
+_fast = native.REAL["TFE_Py_FastPathExecute"]
+
+REFUSED = (native.NotOkStatus, native.OpError)
+"""How it is told that something cannot be queued, or will never come."""
+
+
+class Holder(Protocol):
+    """Keeps what an op returned."""
+
+    made: Any
+
+
+class Before(NamedTuple):
+    """An op with one result that runs just before a function, and which of the function's feeds that is."""
+
+    call: Callable[[], Any]
+    holder: Holder
+    feed: int
+
+
+def op_call(op: str, form: str, name: str | None, args: Any) -> Callable[[], Any]:
+    """A call of an op, that is all native; as `trace.records.Call` tells ``form`` and ``args``."""
+    context = native.context()
+    if form == "F":
+        return partial(_fast, context, op, name, *args)
+    inputs, attrs, outputs = args
+    return partial(_execute, context._handle, None, op, list(inputs), attrs, outputs)
 
 
 class NativeQueue:
@@ -37,7 +66,9 @@ class NativeQueue:
         self._use = partial(pywrap_tfe.TFE_ContextSetExecutorForThread, self._context)
         """Have the thread's ops run in a queue."""
 
-    def put(self, function: CompiledFunction, feeds: list[Any], made: list[Any]) -> None:
+    def put(
+        self, function: CompiledFunction, feeds: list[Any], made: list[Any], before: Sequence[Before] = ()
+    ) -> None:
         """Have a function run.
 
         Args:
@@ -45,6 +76,7 @@ class NativeQueue:
             feeds: a tensor per parameter; they may be still to come.
             made: an empty list; its first item is the list of results then. It gets it if and only if the function was
                 queued, whatever interrupts: nothing between is Python.
+            before: ops that are queued first. Of each it is known in the same way, by its holder, whether it was.
 
         Raises:
             NotOkStatus: it was not queued.
@@ -52,9 +84,17 @@ class NativeQueue:
         # Asked for each time: TensorFlow's iterators have one of their own for each element, which is gone soon after.
         own = pywrap_tfe.TFE_ContextGetExecutorForThread(self._context)
         leave = partial(self._use, own)
-        calls: tuple[Callable[[], Any], ...] = (function.prepared(feeds), leave)
+        new = [item for item in before if item.holder.made is None]
+        hold = map(
+            setattr, [item.holder for item in new], repeat("made"), map(call, [item.call for item in new])
+        )
         try:
             self._use(self._queue)
+            deque(hold, maxlen=0)
+            for item in before:
+                result = item.holder.made
+                feeds[item.feed] = result[0] if type(result) is list else result
+            calls: tuple[Callable[[], Any], ...] = (function.prepared(feeds), leave)
             made.extend(map(call, calls))
         except BaseException:  # Ctrl-C as well: the thread's own ops must not go there
             leave()
@@ -74,7 +114,7 @@ class NativeQueue:
         """Accept functions again after one has failed; waits until what was queued is over."""
         try:
             self.wait()
-        except (native.NotOkStatus, native.OpError):
+        except REFUSED:
             pass  # known: it is why this is called
         pywrap_tfe.TFE_ExecutorClearError(self._queue)
 

@@ -102,6 +102,8 @@ _DRAWS = frozenset(
         "ParameterizedTruncatedNormal",
     }
 )
+PLAIN_DRAWS = frozenset({"RandomUniform", "RandomStandardNormal", "TruncatedNormal", "RandomUniformInt"})
+"""Draws that are given integers alone, sizes and bounds: no tape is told of them."""
 _SOURCES = frozenset({"IteratorGetNext", "IteratorGetNextSync", "IteratorGetNextAsOptional"})
 COUNTS = frozenset({"N", "num", "num_split"})
 """Attributes that say how many tensors an op takes or gives."""

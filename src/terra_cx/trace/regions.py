@@ -37,6 +37,9 @@ _WRITE_ROUNDS = 8
 _MOST_INNER = 16
 """More rounds of a loop than this within one round around it: batches of an epoch, not parts of a step."""
 
+_MOST_VARIABLES = 1000
+"""More rounds than this are no optimizer's that goes through all variables."""
+
 _RARELY = 16
 """Work in one of so many rounds is enough: an agent may act many times for one update."""
 
@@ -344,9 +347,9 @@ class Survey:
     def choice(self, *, last: bool = False) -> Choice | None:
         """The anchor of the step, or None while too little was seen.
 
-        Without gradients a loop around the one at work is waited for until the survey's ``last`` chance, however often
-        that one comes round: a survey may begin in the middle of a step, in the loop in which an optimizer written by
-        hand goes through all variables.
+        Without gradients a loop around the one at work is waited for, until that one has come round more often than
+        there are variables, or for the survey's ``last`` chance: a survey may begin in the middle of a step, in the
+        loop in which an optimizer written by hand goes through them.
         """
         if self._seen_gradient:
             start = self._innermost(_ROUNDS, lambda history: history.with_gradients)
@@ -393,9 +396,13 @@ class Survey:
                 waiting = [outer for outer, repeats in around if repeats]
                 if not waiting or last:
                     return Choice(anchor, reason)
-                many = self._histories[waiting[0]].most_inner[anchor] > _MOST_INNER
                 certain = self._seen_gradient or not any(self._table[a].kind == "loop" for a in waiting)
-                return Choice(anchor, reason) if many and certain else None
+                enough = _MOST_INNER if certain else _MOST_VARIABLES
+                return (
+                    Choice(anchor, reason)
+                    if self._histories[waiting[0]].most_inner[anchor] > enough
+                    else None
+                )
             outer = self._histories[done[0]]
             inner = history.recent[-1].total
             if inner.gradients and not inner.recorded:
