@@ -600,6 +600,19 @@ def test_a_call_of_another_kind_is_compared_with_none(every):
     compare(step)
 
 
+@pytest.mark.parametrize("every", [3, 5, 7])
+def test_arguments_that_are_now_one_tensor_and_now_two_are_no_mismatch(every):
+    def step(x, state, late):
+        one, other = state.get("held", (x, tf.cos(x)))
+        total = tf.add_n([one, other, one])
+        state["turn"] = state.get("turn", 0) + 1
+        one = tf.sin(x)
+        state["held"] = one, one if state["turn"] % every == 0 else tf.cos(x)
+        return total
+
+    compare(step)
+
+
 def test_a_difference_is_found_and_told(monkeypatch, capsys):
     """A private function is patched, which nothing but a comparison can see."""
     from tensorflow.python.ops import gen_math_ops, math_ops

@@ -87,19 +87,26 @@ class FunctionCall:
         """Whether numbers may differ from call to call."""
         return any(form is float for _, _, form, _ in self.converted)
 
-    def key(self) -> Any:
-        """What must be the same when it is learned again."""
+    def is_like(self, other: FunctionCall) -> bool:
+        """Whether the call did the same, when it was learned again.
+
+        Two arguments may be one tensor in one of them, and two in the other, where the ops take both. Then it is not
+        asked which argument each op was given, for that is counted otherwise; the ops' own checks tell.
+        """
+        checks = self.again == other.again
+        return bool(self._key(checks) == other._key(checks))
+
+    def _key(self, checks: bool) -> Any:
         plain = tuple(result if isinstance(result, int) else id(result) for result in self.results)
-        checks = [(number, *map(id, found)) for number, found, _ in self.checked]
-        checks += [(number, *map(id, found)) for number, found, _, _ in self.converted]
+        taken = [(number, *map(id, found)) for number, found, _ in self.checked]
+        taken += [(number, *map(id, found)) for number, found, _, _ in self.converted]
         fixed = tuple((id(check), _bits(value)) for check, value in self.fixed)
         return (
             tuple(map(id, self.steps)),
             plain,
             self.pack,
-            checks,
+            taken if checks else None,
             fixed,
-            self.again,
             tuple(map(id, self.accesses)),
             self.pauses,
         )

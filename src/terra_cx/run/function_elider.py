@@ -198,7 +198,7 @@ class FunctionElider:
         """A call that might have been elided was run: it must have done what would have been done for it."""
         elisions = self._elisions
         elisions.compared += 1
-        if found is not None and found.key() == known.key():
+        if found is not None and found.is_like(known):
             known.runs += 1
             known.due = next_comparison(known.runs)
             return
