@@ -100,6 +100,21 @@ def test_two_training_loops_one_after_the_other():
     assert len(report["anchors"]) == 2
 
 
+def test_predictions_and_training_after_them():
+    """A loop that only issues ops is a step if it is long, and what trains later is found as well."""
+
+    def program(see):
+        weights = tf.Variable(tf.random.normal([6, 3]))
+        for x in data(300):
+            see(tf.argmax(tf.nn.softmax(tf.tanh(tf.matmul(x, weights))), axis=-1))
+        for x in data(100):
+            see(update(weights, x))
+        return weights
+
+    report = both_ways(program, co_executed=80)
+    assert len([anchor for anchor in report["anchors"] if anchor["state"] == "co-executing"]) == 2
+
+
 def test_while_loop():
     def program(see):
         weights, step = tf.Variable(tf.random.normal([6, 3])), 0

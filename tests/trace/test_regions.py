@@ -322,6 +322,18 @@ PROGRAMS = {
                 op(20)
                 apply()
     """),
+    "ops only": (210, """
+        for batch in range(300):  # here
+            op(20)
+    """),
+    "preparing data before training": (3, """
+        for image in range(150):
+            op(20)
+        for name in range(1000):
+            op(1)
+        for batch in range(30):  # here
+            train_step()
+    """),
     "setting up before training": (3, """
         for layer in range(5):
             op(3)

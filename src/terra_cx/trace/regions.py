@@ -9,7 +9,7 @@ consumer works.
 
 The rule (`Survey.choice`) starts from the innermost loop, outside every open tape, whose rounds take
 gradients of their own, not through a loop inside it. (Where nothing takes gradients, variable writes stand in
-for them.) Such a loop may still be a part of the step: micro-batches whose gradients are added up, several
+for them; where nothing writes either, ops do, if the loop is long: predictions over batches.) Such a loop may still be a part of the step: micro-batches whose gradients are added up, several
 updates of a critic. Then it makes the same small number of rounds each time, and the loop around it does work
 of a step's kind itself: it takes a gradient, or writes at least as much as a round of the inner loop does
 (the optimizer's update). A loop around of which that is not true counts epochs. Functions are treated as
@@ -33,6 +33,9 @@ _ROUNDS = 2
 
 _WRITE_ROUNDS = 8
 """The same where nothing takes gradients. More, because variables are also written where they are set up."""
+
+_OP_ROUNDS, _OPS = 200, 4
+"""The same where nothing is written either, and the ops of a round that counts: not data that is prepared once."""
 
 _MOST_INNER = 16
 """More rounds of a loop than this within one round around it: batches of an epoch, not parts of a step."""
@@ -129,6 +132,7 @@ class _History:
     with_gradients: int = 0
     """Rounds that took gradients of their own."""
     with_writes: int = 0
+    with_ops: int = 0
     recent: deque[_Round] = field(default_factory=lambda: deque(maxlen=_ROUNDS))
     around: tuple[tuple[int, bool], ...] = ()
     """The scopes around it at its latest round, innermost first: anchor, and whether the scope repeats."""
@@ -326,6 +330,7 @@ class Survey:
         history.rounds += 1
         history.with_gradients += own.gradients > 0
         history.with_writes += own.writes > 0
+        history.with_ops += own.ops >= _OPS
         history.recent.append(_Round(scope.total, own, dict(scope.inner), dict(scope.work)))
         history.around = tuple((s.anchor.id, s.repeats) for s in outer if s.anchor.id not in self._taped)
         history.latest = self._clock
@@ -355,7 +360,10 @@ class Survey:
             start = self._innermost(_ROUNDS, lambda history: history.with_gradients)
             return self._enclosing_step(start, "takes gradients", last) if start is not None else None
         start = self._innermost(_WRITE_ROUNDS, lambda history: history.with_writes)
-        return self._enclosing_step(start, "writes variables", last) if start is not None else None
+        if start is not None:
+            return self._enclosing_step(start, "writes variables", last)
+        start = self._innermost(_OP_ROUNDS, lambda history: history.with_ops)
+        return self._enclosing_step(start, "issues ops", last) if start is not None else None
 
     def _innermost(self, needed: int, working: Callable[[_History], int]) -> int | None:
         """The innermost scope at work: of loops if there are any, seen last or inside the one seen last."""
