@@ -9,11 +9,12 @@ consumer works.
 
 The rule (`Survey.choice`) starts from the innermost loop, outside every open tape, whose rounds take
 gradients of their own, not through a loop inside it. (Where nothing takes gradients, variable writes stand in
-for them; where nothing writes either, ops do, if the loop is long: predictions over batches.) Such a loop may still be a part of the step: micro-batches whose gradients are added up, several
-updates of a critic. Then it makes the same small number of rounds each time, and the loop around it does work
-of a step's kind itself: it takes a gradient, or writes at least as much as a round of the inner loop does
-(the optimizer's update). A loop around of which that is not true counts epochs. Functions are treated as
-loops are, where no loop is around the work: a library calls the user's step function.
+for them; where nothing writes either, ops do, if the loop is long: predictions over batches.) Such a loop may
+still be a part of the step: micro-batches whose gradients are added up, several updates of a critic. Then it
+makes the same small number of rounds each time, and the loop around it does work of a step's kind itself: it
+takes a gradient, or writes at least as much as a round of the inner loop does (the optimizer's update). A loop
+around of which that is not true counts epochs. Functions are treated as loops are, where no loop is around the
+work: a library calls the user's step function.
 """
 
 from __future__ import annotations
