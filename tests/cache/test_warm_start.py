@@ -73,6 +73,19 @@ def a_loop_under_the_tape(see):
     return weights
 
 
+def lengths_that_go_on_changing(see):
+    weights = tf.Variable(tf.random.normal([6, 6]) * 0.3)
+    rng = np.random.default_rng(6)
+    for _ in range(96):
+        x = rng.normal(size=(2, rng.integers(2, 24), 6)).astype("float32")
+        with tf.GradientTape() as tape:
+            h = tf.tanh(tf.matmul(x, weights) + tf.reduce_mean(x, axis=1, keepdims=True))
+            loss = tf.reduce_sum(h) / tf.cast(tf.shape(h)[1], tf.float32)
+        weights.assign_sub(0.01 * tape.gradient(loss, weights))
+        see(loss)
+    return weights
+
+
 def two_loops(see):
     weights = tf.Variable(tf.random.normal([6, 3]))
     for x in batches():
@@ -122,6 +135,7 @@ PROGRAMS = [
     branching,
     built_in_the_first_step,
     a_loop_under_the_tape,
+    lengths_that_go_on_changing,
     two_loops,
     gradient_of_the_programs_own,
     refused_in_the_first_step,

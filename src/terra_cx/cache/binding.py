@@ -43,9 +43,16 @@ _RESOURCE, _CAPTURED = 4, 5
 Row = list[Any]
 
 
-def aligned(stored: Sequence[Row], fresh: Sequence[Row]) -> list[tuple[int, int]]:
-    """The calls that correspond, as numbers in either trace, ascending. The rows must refer to the same tables."""
-    one, other = [_token(row) for row in stored], [_token(row) for row in fresh]
+def aligned(stored: Sequence[Row], fresh: Sequence[Row], relaxed: bool = False) -> list[tuple[int, int]]:
+    """The calls that correspond, as numbers in either trace, ascending.
+
+    Args:
+        stored: rows of one trace.
+        fresh: rows of another, that refer to the same tables.
+        relaxed: whether ranks count in the place of shapes.
+    """
+    token = _ranked if relaxed else _token
+    one, other = [token(row) for row in stored], [token(row) for row in fresh]
     shorter = min(len(one), len(other))
     start = 0
     while start < shorter and one[start] == other[start]:
@@ -92,6 +99,17 @@ def _token(row: Row) -> str:
     site = row[SITE]
     place = None if site is None else [site[PATH], site[LOOPS]]
     return json.dumps([row[OP], row[FORM], row[ATTRS], row[LAYOUT], row[IN_SPECS], row[OUTPUTS], place])
+
+
+def _ranked(row: Row) -> str:
+    place = None if row[SITE] is None else row[SITE][PATH]
+    specs = [[None if spec is None else _rank(spec) for spec in row[which]] for which in (IN_SPECS, OUTPUTS)]
+    return json.dumps([row[OP], row[FORM], row[ATTRS], *specs, place])
+
+
+def _rank(spec: list[Any]) -> list[Any]:
+    dtype, shape = spec[:2]
+    return [dtype, None if shape is None else len(shape)]
 
 
 def _inner(row: Row) -> str:

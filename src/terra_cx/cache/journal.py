@@ -145,15 +145,14 @@ class Journal:
         fresh = Writer(self._codes, tables, here).trace(trace)["calls"]
         texts: list[str] = stored["traces"]
         rows = [json.loads(text) for text in texts]
-        best, pairs = _closest(rows, fresh)
+        best, pairs = _closest(rows, fresh, graph.relaxed)
         if not binding.same_gradients(rows[best]["calls"], fresh, pairs):
             raise Misfit("a gradient runs other ops")
         found = binding.bound(rows[best]["calls"], fresh, pairs)
         for other, row in enumerate(rows):
             if other != best:
-                for one, handle in binding.bound(
-                    row["calls"], fresh, binding.aligned(row["calls"], fresh)
-                ).items():
+                others = binding.aligned(row["calls"], fresh, graph.relaxed)
+                for one, handle in binding.bound(row["calls"], fresh, others).items():
                     found.setdefault(one, handle)
         handles = [
             here.tensors[found[number]] if number in found else None for number in range(stored["handles"])
@@ -268,13 +267,15 @@ class Journal:
         }
 
 
-def _closest(rows: Sequence[dict[str, Any]], fresh: Sequence[Any]) -> tuple[int, list[tuple[int, int]]]:
+def _closest(
+    rows: Sequence[dict[str, Any]], fresh: Sequence[Any], relaxed: bool
+) -> tuple[int, list[tuple[int, int]]]:
     """The stored trace that has most in common with a fresh one, and how they correspond."""
-    best, pairs = 0, binding.aligned(rows[0]["calls"], fresh)
+    best, pairs = 0, binding.aligned(rows[0]["calls"], fresh, relaxed)
     for index, row in enumerate(rows[1:], start=1):
         if len(pairs) == len(fresh):
             break
-        others = binding.aligned(row["calls"], fresh)
+        others = binding.aligned(row["calls"], fresh, relaxed)
         if len(others) > len(pairs):
             best, pairs = index, others
     return best, pairs

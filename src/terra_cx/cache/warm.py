@@ -32,13 +32,22 @@ class Kept:
         journal: what it learns.
         pace: the manner of its regions as measured before, if it was.
         live_tapes: why its gradients are taken op by op, if they are.
+        relaxed: why its blocks are for tensors of all sizes, if they are.
     """
 
-    def __init__(self, name: str, journal: Journal, pace: str | None, live_tapes: str | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        journal: Journal,
+        pace: str | None = None,
+        live_tapes: str | None = None,
+        relaxed: str | None = None,
+    ) -> None:
         self.name = name
         self.journal = journal
         self.pace = pace
         self.live_tapes = live_tapes
+        self.relaxed = relaxed
         self.started: str | None = None
         """How the entry was taken up, in words for the report."""
         self._next_save = _FIRST_SAVE
@@ -95,13 +104,14 @@ class WarmStart:
             return None
         stored = self._entry(name) if self.store.has(name) else None
         if stored is None:
-            return Kept(name, Journal(self._codes), None, None)
+            return Kept(name, Journal(self._codes))
         same = stored["pace"] is not None and stored["pace"][1] == keys.pace_key(self._options)
         return Kept(
             name,
             Journal(self._codes, stored["journal"]),
             stored["pace"][0] if same else None,
             stored["live_tapes"],
+            stored["relaxed"],
         )
 
     def _entry(self, name: str) -> dict[str, Any] | None:
@@ -114,7 +124,7 @@ class WarmStart:
                 raise ValueError("it is of another environment")
             if not entry["journal"]["traces"] or len(entry["pace"] or (0, 0)) != 2:
                 raise ValueError("it holds nothing")
-            _ = entry["live_tapes"]
+            _ = entry["live_tapes"], entry["relaxed"]
         except (LookupError, TypeError, ValueError) as error:
             self.store.unusable(name, f"{type(error).__name__}: {error}")
             return None
@@ -138,7 +148,7 @@ class WarmStart:
             kept: where it goes.
             graph: its TraceGraph.
             blocks: those that it has been cut into.
-            about: `line`, `pace` (None where it was not measured) and `live_tapes` of the anchor.
+            about: `line`, `pace` (None where it was not measured), `live_tapes` and `relaxed` of the anchor.
         """
         journal = kept.journal
         if self.store.readonly or journal.empty or not journal.changed:
@@ -149,6 +159,7 @@ class WarmStart:
             "journal": journal.stored(graph, blocks),
             "pace": None if about["pace"] is None else [about["pace"], keys.pace_key(self._options)],
             "live_tapes": about["live_tapes"],
+            "relaxed": about["relaxed"],
         }
         journal.changed = False
         self.saved += self.store.save(kept.name, json.dumps(entry, separators=(",", ":")).encode())

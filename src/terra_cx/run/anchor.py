@@ -293,8 +293,6 @@ class ActiveAnchor:
     def _learn_anew(self) -> None:
         if self.kept is not None:
             self.kept.journal.restart(self.graph.rolled)
-            if self.relaxed is not None:
-                self.kept.journal.close("its shapes go on changing")
         rolled = self.graph.rolled
         self.graph = TraceGraph(
             self.graph.max_nodes, relaxed=self.relaxed is not None, folded=self.live_tapes is not None

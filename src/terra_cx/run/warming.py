@@ -46,12 +46,14 @@ class Warming:
             return
         anchor.kept = self._guarded(lambda: cache.opened(anchor.id))
         if anchor.kept is not None:
-            anchor.live_tapes = anchor.kept.live_tapes
+            anchor.live_tapes, anchor.relaxed = anchor.kept.live_tapes, anchor.kept.relaxed
             anchor.graph = self._empty(anchor)
 
     @staticmethod
     def _empty(anchor: ActiveAnchor) -> TraceGraph:
-        return TraceGraph(anchor.graph.max_nodes, folded=anchor.live_tapes is not None)
+        return TraceGraph(
+            anchor.graph.max_nodes, relaxed=anchor.relaxed is not None, folded=anchor.live_tapes is not None
+        )
 
     def passed_over(self, anchor: ActiveAnchor, trace: Trace) -> bool:
         """Whether a region was only meant to bind what is stored and cannot even be recorded; it is done with then.
@@ -121,7 +123,12 @@ class Warming:
         cache = self._cache
         if cache is None or anchor.stage is not Stage.CO:
             return
-        about = {"line": anchor.line, "pace": pace, "live_tapes": anchor.live_tapes}
+        about = {
+            "line": anchor.line,
+            "pace": pace,
+            "live_tapes": anchor.live_tapes,
+            "relaxed": anchor.relaxed,
+        }
         self._guarded(lambda: cache.save(kept, anchor.graph, anchor.blocks, about))
 
     def _guarded(self, action: Callable[[], T]) -> T | None:
