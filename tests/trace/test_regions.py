@@ -326,6 +326,26 @@ PROGRAMS = {
         for batch in range(300):  # here
             op(20)
     """),
+    "ops only, layers in batches": (210, """
+        for batch in range(300):  # here
+            for layer in range(18):
+                op(20)
+    """),
+    "layers that a library calls, and that write": (30, """
+        def layer(number):
+            op(20)
+            write(2)
+        for batch in range(50):  # here
+            library_fit(layer, 18)
+    """),
+    "layers that write, in batches": (10, """
+        for batch in range(50):  # here
+            for block in range(4):
+                op(2)
+                for layer in range(3):
+                    op(20)
+                    write(2)
+    """),
     "preparing data before training": (3, """
         for image in range(150):
             op(20)
@@ -439,8 +459,17 @@ def test_choice(name: str, warm: int) -> None:
         "def step(item):\n    train_step()\nwith tape():\n    library_fit(step, 100)",
         "for layer in range(5):\n    write(3)",
         "train_step()\ntrain_step()\ntrain_step()",
+        "for path in range(5):\n    for batch in range(40):\n        for layer in range(18):\n            op(20)",
     ],
-    ids=["no ops", "no work", "under a tape", "function under a tape", "setting up", "no loop"],
+    ids=[
+        "no ops",
+        "no work",
+        "under a tape",
+        "function under a tape",
+        "setting up",
+        "no loop",
+        "an evaluation",
+    ],
 )
 def test_no_choice(source: str) -> None:
     assert Surveyed(source, library_fit=library_fit).chosen is None

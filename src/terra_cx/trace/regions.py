@@ -9,8 +9,8 @@ consumer works.
 
 The rule (`Survey.choice`) starts from the innermost loop, outside every open tape, whose rounds take
 gradients of their own, not through a loop inside it. (Where nothing takes gradients, variable writes stand in
-for them; where nothing writes either, ops do, if the loop is long: predictions over batches.) Such a loop may
-still be a part of the step: micro-batches whose gradients are added up, several updates of a critic. Then it
+for them. Where nothing writes either, a long loop with ops that no loop is around will do: predictions over
+batches.) Such a loop may still be a part of the step: micro-batches whose gradients are added up, several updates of a critic. Then it
 makes the same small number of rounds each time, and the loop around it does work of a step's kind itself: it
 takes a gradient, or writes at least as much as a round of the inner loop does (the optimizer's update). A loop
 around of which that is not true counts epochs. Functions are treated as loops are, where no loop is around the
@@ -331,7 +331,7 @@ class Survey:
         history.rounds += 1
         history.with_gradients += own.gradients > 0
         history.with_writes += own.writes > 0
-        history.with_ops += own.ops >= _OPS
+        history.with_ops += scope.total.ops >= _OPS
         history.recent.append(_Round(scope.total, own, dict(scope.inner), dict(scope.work)))
         history.around = tuple((s.anchor.id, s.repeats) for s in outer if s.anchor.id not in self._taped)
         history.latest = self._clock
@@ -363,8 +363,20 @@ class Survey:
         start = self._innermost(_WRITE_ROUNDS, lambda history: history.with_writes)
         if start is not None:
             return self._enclosing_step(start, "writes variables", last)
-        start = self._innermost(_OP_ROUNDS, lambda history: history.with_ops)
-        return self._enclosing_step(start, "issues ops", last) if start is not None else None
+        return next(
+            (Choice(anchor, "a long loop with ops") for anchor in self._histories if self._is_long(anchor)),
+            None,
+        )
+
+    def _is_long(self, anchor: int) -> bool:
+        """Whether it is a long loop with ops around which nothing repeats. A loop over layers is as long, in batches."""
+        history = self._histories[anchor]
+        return (
+            history.with_ops >= _OP_ROUNDS
+            and anchor not in self._taped
+            and self._table[anchor].kind == "loop"
+            and not any(repeats for _, repeats in history.around)
+        )
 
     def _innermost(self, needed: int, working: Callable[[_History], int]) -> int | None:
         """The innermost scope at work: of loops if there are any, seen last or inside the one seen last."""
@@ -375,7 +387,8 @@ class Survey:
             and working(history) >= needed
             and working(history) * _RARELY >= history.rounds
         ]
-        pool = [anchor for anchor in pool if self._table[anchor].kind == "loop"] or pool
+        loops = [anchor for anchor in pool if self._table[anchor].kind == "loop"]
+        pool = loops or [anchor for anchor in pool if self._seen_gradient or not self._in_a_loop(anchor)]
         if not pool:
             return None
         found = max(pool, key=lambda anchor: self._histories[anchor].latest)
@@ -391,6 +404,11 @@ class Survey:
             if not inside:
                 return found
             found = inside[0]
+
+    def _in_a_loop(self, function: int) -> bool:
+        """Whether a loop around a function has come round: a layer that updates its statistics, in batches."""
+        around = self._histories[function].around
+        return any(self._table[a].kind == "loop" and self._histories[a].rounds for a, _ in around)
 
     def _enclosing_step(self, anchor: int, work: str, last: bool) -> Choice | None:
         """From the innermost scope at work, go outwards as long as it is only a part of the step."""
@@ -439,11 +457,12 @@ def _does_step_work(outer: _Round, anchor: int, inner: _Tally) -> bool:
     A generator's update next to those of a critic takes a gradient; the update after several micro-batches
     writes at least as many variables as a micro-batch. What epochs do of their own (reset metrics, set the
     learning rate) is less. Micro-batches that write nothing leave all writing to what is around them, which may
-    be a loop over the variables. Where nothing takes gradients, the number of ops decides.
+    be a loop over the variables. Where nothing takes gradients, nothing of that tells: the loop inside may as well be
+    one over layers that update their statistics, and the number of its rounds decides.
     """
     own = outer.own
     if not inner.gradients:
-        return own.ops >= inner.ops
+        return True
     if not inner.writes:
         own = outer.total.without(outer.work.get(anchor, _Tally()))
     return own.gradients > 0 or own.writes >= max(1, inner.writes)
