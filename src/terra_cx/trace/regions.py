@@ -10,11 +10,11 @@ consumer works.
 The rule (`Survey.choice`) starts from the innermost loop, outside every open tape, whose rounds take
 gradients of their own, not through a loop inside it. (Where nothing takes gradients, variable writes stand in
 for them. Where nothing writes either, a long loop with ops that no loop is around will do: predictions over
-batches.) Such a loop may still be a part of the step: micro-batches whose gradients are added up, several updates of a critic. Then it
-makes the same small number of rounds each time, and the loop around it does work of a step's kind itself: it
-takes a gradient, or writes at least as much as a round of the inner loop does (the optimizer's update). A loop
-around of which that is not true counts epochs. Functions are treated as loops are, where no loop is around the
-work: a library calls the user's step function.
+batches.) Such a loop may still be a part of the step: micro-batches whose gradients are added up, several
+updates of a critic. Then it makes the same small number of rounds each time, and the loop around it does work
+of a step's kind itself: it takes a gradient, or writes at least as much as a round of the inner loop does (the
+optimizer's update). A loop around of which that is not true counts epochs. Functions are treated as loops are,
+where no loop is around the work: a library calls the user's step function.
 """
 
 from __future__ import annotations
@@ -369,13 +369,13 @@ class Survey:
         )
 
     def _is_long(self, anchor: int) -> bool:
-        """Whether it is a long loop with ops around which nothing repeats. A loop over layers is as long, in batches."""
+        """Whether it is a long loop with ops, and in no other. (One over layers is as long, if it is one in batches.)"""
         history = self._histories[anchor]
         return (
             history.with_ops >= _OP_ROUNDS
             and anchor not in self._taped
             and self._table[anchor].kind == "loop"
-            and not any(repeats for _, repeats in history.around)
+            and not any(self._table[outer].kind == "loop" for outer, _ in history.around)
         )
 
     def _innermost(self, needed: int, working: Callable[[_History], int]) -> int | None:
