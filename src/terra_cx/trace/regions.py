@@ -369,7 +369,7 @@ class Survey:
         )
 
     def _is_long(self, anchor: int) -> bool:
-        """Whether it is a long loop with ops, and in no other. (One over layers is as long, if it is one in batches.)"""
+        """Whether it is a long loop with ops that is in no other: one over layers, in batches, is as long."""
         history = self._histories[anchor]
         return (
             history.with_ops >= _OP_ROUNDS
