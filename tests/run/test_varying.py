@@ -41,6 +41,13 @@ def test_a_loop_under_a_tape_has_as_many_blocks_for_all_trip_counts(impatient):
     assert anchor["nodes"] <= 100
 
 
+def test_a_loop_that_runs_long_is_learned_anew_as_well():
+    """What is learned anew is traced, however many ops a step has, and not met as a divergence of an empty graph."""
+    anchor, report = run(recurrence, 32, co_executed=8, distinct=160)
+    assert anchor["relaxed"]
+    assert sum(each["count"] for each in report["fallbacks"]) <= 8
+
+
 def test_a_tree_has_as_many_blocks_as_its_program(impatient):
     anchor, report = run(treebank, 45, co_executed=8, trees=30, leaves=7)
     assert report["runner"]["variants"] <= 30

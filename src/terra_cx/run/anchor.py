@@ -108,6 +108,8 @@ class ActiveAnchor:
     unsettled: int = 0
     outgrown: int = 0
     """Traced regions in a row that had more ops than may be traced."""
+    longest: int = 0
+    """Most ops of a region that was recorded."""
     too_long: set[tuple[Node, str]] = field(default_factory=set)
     """Divergences (after which node, and how) that led to more ops than may be traced."""
     elisions: Elisions | None = None

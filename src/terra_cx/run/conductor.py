@@ -360,6 +360,8 @@ class Conductor:
             return
         if not diverged and self.warming.taken_up(anchor, recorder):
             return
+        graph = anchor.graph
+        anchor.longest = max(anchor.longest, len(trace.calls))
         result = self.warming.merged(anchor, trace)
         if result.outgrown is not None:
             anchor.relax(result.outgrown.op, place_of(result.outgrown.site))
@@ -376,6 +378,8 @@ class Conductor:
             anchor.co_executed(seconds, False)
             if anchor.stage is Stage.CO:
                 self._paced(anchor, seconds, not result.nothing_new)
+        elif anchor.graph is not graph or result.reset:
+            anchor.traced(True, result.newest)  # it has taught how to learn, and nothing of what
         else:
             # Of a folded graph ways meet at every op: there is no end of edges, though all nodes are known.
             new = result.nodes or result.widened if anchor.graph.folded else not result.nothing_new
@@ -434,7 +438,7 @@ class Conductor:
         last = skeleton.here().call.site
         if last is not None:
             self.observer.continue_at(last)
-        recorder.limit = 4 * len(anchor.graph) + 1000
+        recorder.limit = max(4 * len(anchor.graph) + 1000, 2 * anchor.longest)
         prefix(skeleton, recorder)
         return recorder
 
