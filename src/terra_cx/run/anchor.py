@@ -109,7 +109,7 @@ class ActiveAnchor:
     outgrown: int = 0
     """Traced regions in a row that had more ops than may be traced."""
     longest: int = 0
-    """Most ops of a region that was recorded."""
+    """Most ops of a region that was traced from its beginning."""
     too_long: set[tuple[Node, str]] = field(default_factory=set)
     """Divergences (after which node, and how) that led to more ops than may be traced."""
     elisions: Elisions | None = None

@@ -361,7 +361,8 @@ class Conductor:
         if not diverged and self.warming.taken_up(anchor, recorder):
             return
         graph = anchor.graph
-        anchor.longest = max(anchor.longest, len(trace.calls))
+        if not diverged:
+            anchor.longest = max(anchor.longest, len(trace.calls))
         result = self.warming.merged(anchor, trace)
         if result.outgrown is not None:
             anchor.relax(result.outgrown.op, place_of(result.outgrown.site))

@@ -84,16 +84,10 @@ class NativeQueue:
         # Asked for each time: TensorFlow's iterators have one of their own for each element, which is gone soon after.
         own = pywrap_tfe.TFE_ContextGetExecutorForThread(self._context)
         leave = partial(self._use, own)
-        new = [item for item in before if item.holder.made is None]
-        hold = map(
-            setattr, [item.holder for item in new], repeat("made"), map(call, [item.call for item in new])
-        )
         try:
             self._use(self._queue)
-            deque(hold, maxlen=0)
-            for item in before:
-                result = item.holder.made
-                feeds[item.feed] = result[0] if type(result) is list else result
+            if before:
+                _make(before, feeds)
             calls: tuple[Callable[[], Any], ...] = (function.prepared(feeds), leave)
             made.extend(map(call, calls))
         except BaseException:  # Ctrl-C as well: the thread's own ops must not go there
@@ -123,6 +117,16 @@ class NativeQueue:
         if os.getpid() == self._process:
             self.clear()
             pywrap_tfe.TFE_DeleteExecutor(self._queue)
+
+
+def _make(before: Sequence[Before], feeds: list[Any]) -> None:
+    """Run ops, unless their holders have what they return already, and enter it among the feeds."""
+    new = [item for item in before if item.holder.made is None]
+    holders, calls = [item.holder for item in new], [item.call for item in new]
+    deque(map(setattr, holders, repeat("made"), map(call, calls)), maxlen=0)
+    for item in before:
+        result = item.holder.made
+        feeds[item.feed] = result[0] if type(result) is list else result
 
 
 def wait_for(tensor: Any) -> None:

@@ -425,11 +425,8 @@ class Survey:
                     return Choice(anchor, reason)
                 certain = self._seen_gradient or not any(self._table[a].kind == "loop" for a in waiting)
                 enough = _MOST_INNER if certain else _MOST_VARIABLES
-                return (
-                    Choice(anchor, reason)
-                    if self._histories[waiting[0]].most_inner[anchor] > enough
-                    else None
-                )
+                rounds = self._histories[waiting[0]].most_inner[anchor]
+                return Choice(anchor, reason) if rounds > enough else None
             outer = self._histories[done[0]]
             inner = history.recent[-1].total
             if inner.gradients and not inner.recorded:
