@@ -51,6 +51,20 @@ def test_what_is_slower_than_eager_was_is_not_measured_for_long(hint, regions):
     assert regions - 30 < len(ran) <= regions
 
 
+@pytest.mark.parametrize(("early", "best"), [(1.0, EAGER), (0.2, OVERLAPPED)])
+def test_regions_that_differ_and_are_far_slower_than_eager_was(early, best):
+    """They are given back soon, but not if they were slow at first only."""
+    rng = np.random.default_rng(2)
+
+    def cost(mean, first=1.0):
+        return lambda number: mean * rng.lognormal(-0.125, 0.5) * (1 if number < 40 else first)
+
+    pace = Pace(eager=1.0)
+    ran = live(pace, {OVERLAPPED: cost(2.5, early), TURNS: cost(2.5, early), EAGER: cost(1.0)})
+    assert (pace.chosen is EAGER) is (best is EAGER)
+    assert best is not EAGER or len(ran) < 80
+
+
 def test_a_hint_decides_nothing():
     pace = Pace(eager=0.1)
     live(pace, {OVERLAPPED: 1.0, TURNS: 2.0, EAGER: 3.0}, 200)
