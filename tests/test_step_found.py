@@ -115,6 +115,25 @@ def test_predictions_and_training_after_them():
     assert len([anchor for anchor in report["anchors"] if anchor["state"] == "co-executing"]) == 2
 
 
+def test_an_evaluation_within_the_loop_is_no_step_of_its_own():
+    """It is too long to be recorded, and writes in a loop over layers."""
+
+    def program(see):
+        weights, mean = tf.Variable(tf.random.normal([6, 3])), tf.Variable(0.0)
+        for number, x in enumerate(data(60)):
+            see(update(weights, x))
+            if number % 15 == 14:
+                for _ in range(30):
+                    for layer in range(18):
+                        mean.assign(0.9 * mean + 0.1 * tf.reduce_mean(tf.square(x)) * float(layer))
+                see(mean)
+        return weights
+
+    report = both_ways(program, co_executed=30)
+    assert [anchor["state"] for anchor in report["anchors"]] == ["co-executing"]
+    assert report["regions"]["total"] <= 60
+
+
 def test_while_loop():
     def program(see):
         weights, step = tf.Variable(tf.random.normal([6, 3])), 0

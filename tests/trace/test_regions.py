@@ -338,14 +338,6 @@ PROGRAMS = {
         for batch in range(50):  # here
             library_fit(layer, 18)
     """),
-    "layers that write, in batches": (10, """
-        for batch in range(50):  # here
-            for block in range(4):
-                op(2)
-                for layer in range(3):
-                    op(20)
-                    write(2)
-    """),
     "preparing data before training": (3, """
         for image in range(150):
             op(20)

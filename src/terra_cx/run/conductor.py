@@ -111,6 +111,7 @@ class Conductor:
         self._compiling = 0.0
         self._compared = 0
         self._asked = 0
+        self._loop = -1
         self._frame = 0
         self._code: Any = None
         self._skeletons: dict[int, Skeleton] = {}
@@ -155,6 +156,7 @@ class Conductor:
         self._asked = anchor.graph.asked
         self.visits.clear()
         self._region_start = time.perf_counter()
+        self._loop = anchor.id
         self._frame = id(frame)  # not the frame: it would keep the user's variables alive
         self._code = frame.f_code
         if anchor.stage is not Stage.CO:
@@ -285,15 +287,17 @@ class Conductor:
             anchor.paced(seconds, learned or self.runner.statistics.compile_seconds > self._compiling, rare)
 
     def region_runs(self, frame: Any, covers: Callable[[int, int], bool]) -> bool:
-        """Whether ``frame`` is below the loop or function in which the present region began.
+        """Whether ``frame`` is below the loop or function in which the latest region began.
+
+        It is so also where that region goes on in eager, because an evaluation within it was too long to be recorded.
 
         Args:
             frame: the innermost frame.
             covers: tells whether an anchor's loop holds a byte offset (`observe.anchors.AnchorTable.covers`).
         """
-        while frame is not None and self.current is not None:
+        while frame is not None:
             if id(frame) == self._frame and frame.f_code is self._code:
-                return covers(self.current.id, frame.f_lasti)
+                return covers(self._loop, frame.f_lasti)
             frame = frame.f_back
         return False
 
@@ -308,6 +312,7 @@ class Conductor:
                 self._drop_recorder()
         self.pause()
         self.current = None
+        self._frame = 0
         self.drain()
 
     def drain(self) -> None:

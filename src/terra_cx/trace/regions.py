@@ -454,12 +454,11 @@ def _does_step_work(outer: _Round, anchor: int, inner: _Tally) -> bool:
     A generator's update next to those of a critic takes a gradient; the update after several micro-batches
     writes at least as many variables as a micro-batch. What epochs do of their own (reset metrics, set the
     learning rate) is less. Micro-batches that write nothing leave all writing to what is around them, which may
-    be a loop over the variables. Where nothing takes gradients, nothing of that tells: the loop inside may as well be
-    one over layers that update their statistics, and the number of its rounds decides.
+    be a loop over the variables. Where nothing takes gradients, the number of ops decides.
     """
     own = outer.own
     if not inner.gradients:
-        return True
+        return own.ops >= inner.ops
     if not inner.writes:
         own = outer.total.without(outer.work.get(anchor, _Tally()))
     return own.gradients > 0 or own.writes >= max(1, inner.writes)
