@@ -291,11 +291,15 @@ class Session:
         return self.conductor is not None and anchor_id in self.conductor.anchors
 
     def _take_up(self, anchor_id: int, frame: FrameType) -> None:
+        if self._cache is not None and self._cache.knows(anchor_id, frame.f_code):
+            self._begin_at(anchor_id, frame)
+
+    def _begin_at(self, anchor_id: int, frame: FrameType) -> None:
+        """An anchor that need not be looked for becomes active."""
         from terra_cx.tf.native import REAL
 
-        cache = self._cache
-        if cache is None or not cache.knows(anchor_id, frame.f_code) or not REAL["TFE_Py_TapeSetIsEmpty"]():
-            return
+        if not REAL["TFE_Py_TapeSetIsEmpty"]():
+            return  # tapes opened before would be missed; the next visit will do
         self._installed()
         self._activate(anchor_id, frame)
 
@@ -450,17 +454,9 @@ class Session:
             marks = self._marks[anchor_id]
             marks.append(time.perf_counter())
             if len(marks) > 3:
-                self._guarded(self._mark_active, anchor_id, frame)
+                self._guarded(self._begin_at, anchor_id, frame)
             return
         self._guarded(conductor.visit, conductor.anchors[anchor_id], frame)
-
-    def _mark_active(self, anchor_id: int, frame: FrameType) -> None:
-        from terra_cx.tf.native import REAL
-
-        if not REAL["TFE_Py_TapeSetIsEmpty"]():
-            return  # tapes opened before would be missed; the next visit will do
-        self._installed()
-        self._activate(anchor_id, frame)
 
     # -- failures of our own ---------------------------------------------------------------------------------
     def _guarded(self, function: Any, *args: Any) -> None:

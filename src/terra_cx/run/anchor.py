@@ -296,13 +296,17 @@ class ActiveAnchor:
         if self.kept is not None:
             self.kept.journal.restart(self.graph.rolled)
         rolled = self.graph.rolled
-        self.graph = TraceGraph(
-            self.graph.max_nodes, relaxed=self.relaxed is not None, folded=self.live_tapes is not None
-        )
+        self.graph = self.empty_graph()
         self.graph.rolled.update(rolled)
         self.unsettled = self._replaced = 0
         self._patience = self.regions["co_executed"] + self.regions["diverged"] + _PATIENCE
         self.retrace()
+
+    def empty_graph(self) -> TraceGraph:
+        """A TraceGraph of the kind in which the step is learned."""
+        return TraceGraph(
+            self.graph.max_nodes, relaxed=self.relaxed is not None, folded=self.live_tapes is not None
+        )
 
     def relax(self, op: str, line: str) -> None:
         """Learn the step anew, for tensors of all sizes; gradients, which look at sizes, are then taken op by op."""

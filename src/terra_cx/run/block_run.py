@@ -47,6 +47,11 @@ class Draw:
         self.args = args
         self.made: Any = None
 
+    @property
+    def tensor(self) -> Any:
+        """The one tensor that was ``made``; it may be still to come."""
+        return self.made[0] if type(self.made) is list else self.made
+
 
 class Fetcher(Protocol):
     """Who knows how to get a slot filled: the skeleton."""

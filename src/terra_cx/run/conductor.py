@@ -114,6 +114,7 @@ class Conductor:
         self._loop = -1
         self._frame = 0
         self._code: Any = None
+        """With `_loop` and `_frame`: where the latest region began, by anchor and id."""
         self._skeletons: dict[int, Skeleton] = {}
         self.owner = threading.get_ident()
         self.on_region: Callable[[str], None] | None = None

@@ -55,11 +55,9 @@ def feeds_of(run: BlockRun) -> list[Any]:
 def do_draw(draw: Draw) -> list[Any]:
     """Run a stateful random op as eager would, unless that has been done in flight."""
     if draw.made is not None:
-        values = pack_outputs(draw.made)[1]
         try:
-            for value in values:
-                wait_for(value)
-            return values
+            wait_for(draw.tensor)
+            return [draw.tensor]
         except REFUSED:  # something before it in the queue has failed: it has not been run
             draw.made = None
     if draw.form == "F":

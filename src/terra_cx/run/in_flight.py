@@ -96,7 +96,7 @@ class InFlight:
         for base, draw in run.draws.items():
             slot = run.slots[base]
             if slot is not None:
-                slot.pending = draw.made[0] if type(draw.made) is list else draw.made
+                slot.pending = draw.tensor
 
     def land(self, last: BlockRun) -> bool:
         """Wait for a flying run, and so for those before it; False if one of them has failed."""

@@ -13,7 +13,7 @@ from terra_cx.cache.warm import Kept, WarmStart
 from terra_cx.run.anchor import ActiveAnchor, Stage
 from terra_cx.trace.recorder import Recorder
 from terra_cx.trace.records import Trace
-from terra_cx.trace.tracegraph import MergeResult, TraceGraph
+from terra_cx.trace.tracegraph import MergeResult
 
 __all__ = ["Warming"]
 
@@ -47,13 +47,7 @@ class Warming:
         anchor.kept = self._guarded(lambda: cache.opened(anchor.id))
         if anchor.kept is not None:
             anchor.live_tapes, anchor.relaxed = anchor.kept.live_tapes, anchor.kept.relaxed
-            anchor.graph = self._empty(anchor)
-
-    @staticmethod
-    def _empty(anchor: ActiveAnchor) -> TraceGraph:
-        return TraceGraph(
-            anchor.graph.max_nodes, relaxed=anchor.relaxed is not None, folded=anchor.live_tapes is not None
-        )
+            anchor.graph = anchor.empty_graph()
 
     def passed_over(self, anchor: ActiveAnchor, trace: Trace) -> bool:
         """Whether a region was only meant to bind what is stored and cannot even be recorded; it is done with then.
@@ -73,7 +67,7 @@ class Warming:
         if kept is None or cache is None or not kept.journal.waiting:
             return False
         try:
-            warm = self._guarded(lambda: kept.journal.warm(trace, self._empty(anchor)))
+            warm = self._guarded(lambda: kept.journal.warm(trace, anchor.empty_graph()))
         except Malformed as why:
             cache.unusable(kept, str(why))
             return False

@@ -30,9 +30,13 @@ REFUSED = (native.NotOkStatus, native.OpError)
 
 
 class Holder(Protocol):
-    """Keeps what an op returned."""
+    """Keeps what an op returned, and tells the tensor in it."""
 
     made: Any
+
+    @property
+    def tensor(self) -> Any:
+        """The op's one result."""
 
 
 class Before(NamedTuple):
@@ -125,8 +129,7 @@ def _make(before: Sequence[Before], feeds: list[Any]) -> None:
     holders, calls = [item.holder for item in new], [item.call for item in new]
     deque(map(setattr, holders, repeat("made"), map(call, calls)), maxlen=0)
     for item in before:
-        result = item.holder.made
-        feeds[item.feed] = result[0] if type(result) is list else result
+        feeds[item.feed] = item.holder.tensor
 
 
 def wait_for(tensor: Any) -> None:
