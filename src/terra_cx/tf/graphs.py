@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from google.protobuf import message as protobuf
@@ -24,7 +24,15 @@ from tensorflow.core.framework import attr_value_pb2, function_pb2
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.client import pywrap_tf_session
 from tensorflow.python.eager.polymorphic_function import atomic_function
-from tensorflow.python.framework import constant_op, dtypes, func_graph, op_def_library, ops, tensor_util
+from tensorflow.python.framework import (
+    constant_op,
+    dtypes,
+    func_graph,
+    op_def_library,
+    ops,
+    tensor_shape,
+    tensor_util,
+)
 from tensorflow.python.ops import array_ops, gen_array_ops, gen_math_ops
 
 from terra_cx.levels import Level
@@ -227,10 +235,51 @@ class GraphBuilder:
         self._known: set[int] = set()
         """The ids of those that are integers or conditions."""
 
+    def _node(
+        self,
+        op: str,
+        inputs: Sequence[Any],
+        attrs: Iterable[tuple[str, bytes]] = (),
+        control: Sequence[Any] = (),
+    ) -> Any:
+        """Add an operation natively, on no device and in no scope.
+
+        TensorFlow infers attributes that follow from the inputs, and fills in defaults. (Its Python for the same,
+        ``_apply_op_helper`` within scopes of the graph, control edges and the device, took four times as long.)
+
+        Args:
+            op: its name.
+            inputs: symbolic tensors of this graph, and lists of such.
+            attrs: names and serialised ``AttrValue`` of the others.
+            control: operations that must come first.
+
+        Raises:
+            tf.errors.InvalidArgumentError, ValueError: there is no such operation.
+        """
+        graph = self.graph
+        with graph._c_graph.get() as native_graph:
+            made = pywrap_tf_session.TF_NewOperation(native_graph, op, graph.unique_name(op))
+        given: set[Any] = set()
+        for value in inputs:
+            if isinstance(value, list):
+                pywrap_tf_session.TF_AddInputList(made, [item._as_tf_output() for item in value])
+                given.update(item.op for item in value)
+            else:
+                pywrap_tf_session.TF_AddInput(made, value._as_tf_output())
+                given.add(value.op)
+        for other in dict.fromkeys(control):
+            if other not in given:
+                pywrap_tf_session.TF_AddControlInput(made, other._c_op)
+        for name, value in attrs:
+            pywrap_tf_session.TF_SetAttrValueProto(made, name, value)
+        return ops.Operation._from_c_op(pywrap_tf_session.TF_FinishOperation(made), graph)
+
     def feed(self, spec: Spec) -> Any:
         """A parameter of the given dtype and shape (None: unknown)."""
-        with self.graph.as_default():
-            symbol = array_ops.placeholder(native.dtype_of(spec.dtype), spec.shape)
+        dtype = attr_value_pb2.AttrValue(type=spec.dtype)
+        shape = attr_value_pb2.AttrValue(shape=tensor_shape.TensorShape(spec.shape).as_proto())
+        attrs = [("dtype", dtype.SerializeToString()), ("shape", shape.SerializeToString())]
+        (symbol,) = self._node("Placeholder", (), attrs).outputs
         self._feeds.append(symbol)
         return symbol
 
@@ -253,8 +302,10 @@ class GraphBuilder:
         content = proto.SerializeToString(deterministic=True)
         known = self._consts.get(content)
         if known is None:
-            with self.graph.as_default(), ops.control_dependencies(None):
-                known = self._consts[content] = constant_op.constant(proto)
+            attrs = attr_value_pb2.AttrValue(tensor=proto), attr_value_pb2.AttrValue(type=proto.dtype)
+            encoded = [attr.SerializeToString() for attr in attrs]
+            (known,) = self._node("Const", (), zip(("value", "dtype"), encoded, strict=True)).outputs
+            self._consts[content] = known
             if _is_discrete(known):
                 self._known.add(id(known))
         return known
@@ -285,23 +336,17 @@ class GraphBuilder:
         """
         given = attr_pairs(attrs)
         arguments = grouped(inputs, layout if form == "F" else _layout(op, given))
-        definition = native.op_def(op)
         exact = self.level is Level.EXACT
         if exact and op == "AddN" and len(inputs) > 2 and inputs[0].dtype != dtypes.variant:
             return self._sum(inputs, control, device)
-        with self.graph.as_default():
-            if self._barriers:
-                arguments = [self._fence(value) for value in arguments]
-            elif exact:
-                for position in _FUSED_INPUTS.get(op, ()):
-                    arguments[position] = self._fence(arguments[position])
-            keywords = {arg.name: value for arg, value in zip(definition.input_arg, arguments, strict=True)}
-            inferred = {name for arg in definition.input_arg for name in _inferred(arg, keywords[arg.name])}
-            for attr in definition.attr:
-                if attr.name not in inferred and (attr.name in given or attr.HasField("default_value")):
-                    keywords[attr.name] = _attr_value(attr, given.get(attr.name))
-            with ops.control_dependencies(list(control)), ops.device(device or None):
-                _, _, operation, _ = op_def_library._apply_op_helper(op, name=None, **keywords)
+        if self._barriers:
+            arguments = [self._fence(value) for value in arguments]
+        elif exact:
+            for position in _FUSED_INPUTS.get(op, ()):
+                arguments[position] = self._fence(arguments[position])
+        operation = self._node(op, arguments, _encoded(op, given, arguments), control)
+        if device:
+            operation._set_device(device)
         return operation, list(operation.outputs)
 
     def folded(self, operation: Any) -> list[Any]:
@@ -345,13 +390,12 @@ class GraphBuilder:
                 total = gen_math_ops.add_v2(total, chain(inputs[start : start + 8]))
         return total.op, [total]
 
-    @staticmethod
-    def _fence(value: Any) -> Any:
+    def _fence(self, value: Any) -> Any:
         if isinstance(value, list):
-            return [GraphBuilder._fence(item) for item in value]
+            return [self._fence(item) for item in value]
         if value.dtype in (dtypes.resource, dtypes.variant):
             return value
-        return array_ops.identity(value)
+        return self._node("Identity", [value]).outputs[0]
 
     @staticmethod
     def static_shape(symbol: Any) -> tuple[int, ...] | None:
@@ -471,7 +515,15 @@ def _inferred(arg: Any, value: Any) -> list[str]:
     return [name for name in (arg.type_attr, arg.number_attr, arg.type_list_attr) if name]
 
 
-def _attr_value(definition: Any, value: Any) -> Any:
-    if value is not None and definition.type.startswith("list(") and not isinstance(value, (list, tuple)):
-        return [value]
-    return value
+def _encoded(op: str, given: dict[str, Any], arguments: Sequence[Any]) -> Iterator[tuple[str, bytes]]:
+    """The attributes of an op that were given and do not follow from its arguments: names and ``AttrValue``."""
+    definition = native.op_def(op)
+    pairs = zip(definition.input_arg, arguments, strict=True)
+    inferred = {name for arg, value in pairs for name in _inferred(arg, value)}
+    for attr in definition.attr:
+        value = given.get(attr.name)
+        if value is not None and attr.name not in inferred:
+            if attr.type.startswith("list(") and not isinstance(value, (list, tuple)):
+                value = [value]
+            proto = op_def_library.value_to_attr_value(value, attr.type, attr.name)
+            yield attr.name, proto.SerializeToString()
