@@ -16,7 +16,7 @@ from truth import both_ways
 from terra_cx.compile import blocks
 from terra_cx.run import conductor
 from terra_cx.run.anchor import ActiveAnchor
-from terra_cx.trace import keys, tracegraph
+from terra_cx.trace import tracegraph
 
 MANY = int(os.environ.get("FUZZ_PROGRAMS", "0"))
 """Other programs on each run, so many of all kinds together; 0: always the same few."""
@@ -75,7 +75,7 @@ def test_random_programs_with_layers():
 
 
 def test_random_programs_whose_shapes_and_histories_have_no_end(monkeypatch):
-    monkeypatch.setattr(keys, "FORMS", 1)
+    monkeypatch.setattr(tracegraph, "FORMS", 1)
     monkeypatch.setattr(tracegraph, "HISTORIES", 2)
     monkeypatch.setattr(blocks, "LASTING", 4)  # what runs return changes more often than in any program
     compare("without end")

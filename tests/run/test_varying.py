@@ -9,7 +9,7 @@ from truth import both_ways
 from varying import depth, recurrence, translation, treebank, weights
 
 from terra_cx.run.conductor import Conductor
-from terra_cx.trace import keys, tracegraph
+from terra_cx.trace import tracegraph
 
 
 def run(program, steps, co_executed, **sizes):
@@ -63,7 +63,7 @@ def test_of_thousands_of_ways_each_layer_is_compiled_a_few_times(impatient):
 @pytest.fixture
 def soon(monkeypatch):
     """Shapes are relaxed as soon as there are two."""
-    monkeypatch.setattr(keys, "FORMS", 1)
+    monkeypatch.setattr(tracegraph, "FORMS", 1)
 
 
 def rows(step, number):

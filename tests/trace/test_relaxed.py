@@ -6,7 +6,7 @@ import tensorflow as tf
 from tracing import graph_of, ops, relaxed, trace, visit
 
 from terra_cx.tf.opdefs import Kind
-from terra_cx.trace import keys, tracegraph
+from terra_cx.trace import tracegraph
 from terra_cx.trace.keys import BACKWARD
 from terra_cx.trace.rules import Need
 from terra_cx.trace.tracegraph import TraceGraph
@@ -30,12 +30,29 @@ def test_the_ninth_shape_of_an_op_is_too_many():
     def region(value):
         return tf.tanh(value)
 
-    graph = graph_of(region, *((rows(number),) for number in range(1, keys.FORMS + 1)))
-    assert len(graph) == keys.FORMS
+    graph = graph_of(region, *((rows(number),) for number in range(1, tracegraph.FORMS + 1)))
+    assert len(graph) == tracegraph.FORMS
     result = graph.merge(trace(region, rows(30)))
     assert result.outgrown.op == "Tanh"
     assert not result.nothing_new
-    assert len(graph) == keys.FORMS  # nothing was merged
+    assert len(graph) == tracegraph.FORMS  # nothing was merged
+
+
+def test_there_may_be_more_shapes_where_new_ones_are_rare(monkeypatch):
+    def region(value):
+        return tf.tanh(value)
+
+    graph = TraceGraph()
+    each, few = tracegraph._EACH, tracegraph.FORMS
+    for number in range(1, few + 4):
+        for _ in range(2 * each):
+            assert graph.merge(trace(region, rows(number))).outgrown is None
+    assert graph.most_shapes == 2 * (few + 3)
+    monkeypatch.setattr(graph, "max_nodes", 2 * len(graph) - 1)  # no room for so many
+    assert graph.most_shapes == few
+    monkeypatch.undo()
+    graph.root.succ[next(iter(graph))] = 100 * each
+    assert graph.most_shapes == 4 * few
 
 
 def test_shapes_that_were_seen_are_not_counted_again():

@@ -19,7 +19,6 @@ from terra_cx.run.differences import Difference
 from terra_cx.run.elisions import Elisions
 from terra_cx.run.pace import Manner, Pace
 from terra_cx.tf.opdefs import Kind
-from terra_cx.trace.keys import FORMS
 from terra_cx.trace.tracegraph import Node, TraceGraph
 
 __all__ = ["ActiveAnchor", "Fallback", "Stage"]
@@ -310,7 +309,7 @@ class ActiveAnchor:
 
     def relax(self, op: str, line: str) -> None:
         """Learn the step anew, for tensors of all sizes; gradients, which look at sizes, are then taken op by op."""
-        self.relaxed = f"{Reason.NEW_SHAPE}: {op} at {line} has more than {FORMS} shapes"
+        self.relaxed = f"{Reason.NEW_SHAPE}: {op} at {line} has more than {self.graph.most_shapes} shapes"
         self.live_tapes = self.live_tapes or self.relaxed
         self._learn_anew()
 

@@ -10,9 +10,10 @@ dtypes, shapes) were seen tells which way a trace has come. Shortly before anoth
 this way only; elsewhere ways join. A branch of the program has places of its own on each arm and makes no context, so
 that k branches still cost on the order of k nodes.
 
-Where shapes go on changing, each would be traced and compiled on its own for ever. So forms are counted by place, and
-after `FORMS` shapes of one op the graph is to be *relaxed* (`Keys.outgrown`): keys then have ranks in the place of
-shapes, and the node remembers which of its dimensions were seen to differ (`trace.tracegraph`).
+Where shapes go on changing, each would be traced and compiled on its own for ever. So shapes are counted by place, and
+with one more of an op than may be (`TraceGraph.most_shapes`) the graph is to be *relaxed* (`Keys.outgrown`): keys then
+have ranks in the place of shapes, and the node remembers which of its dimensions were seen to differ
+(`trace.tracegraph`).
 """
 
 from __future__ import annotations
@@ -27,16 +28,12 @@ from terra_cx.tf.opdefs import COUNTS, Kind, lasting_attrs
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.records import Call, Resource
 
-__all__ = ["BACKWARD", "FORMS", "Key", "Keys", "freeze"]
+__all__ = ["BACKWARD", "Key", "Keys", "freeze"]
 
 BACKWARD = (None, 0)
 """In a call path: what comes before it asked a tape, what comes after it is the op whose gradient is computed."""
 _NEAR = 32
 """Calls. Ways are kept apart where they would part again within so many."""
-FORMS = 8
-"""Shapes of one op at one place that are known each on its own; with a further one, shapes are relaxed."""
-
-
 _COUNTS = 3
 """Numbers of tensors that an op of lists at one place may have, each with a node of its own."""
 
@@ -81,12 +78,17 @@ class Keys:
         self._shapes.clear()
         self._counts.clear()
 
-    def of(self, calls: list[Call]) -> list[Key]:
-        """The keys of one trace."""
+    def of(self, calls: list[Call], most_shapes: int) -> list[Key]:
+        """The keys of one trace.
+
+        Args:
+            calls: the trace's.
+            most_shapes: how many shapes an op may have at one place.
+        """
         places = [self._place(call) for call in calls]
         forms = [_form(call, self._relaxed) for call in calls]
         if not self._relaxed:
-            self._count(calls, places)
+            self._count(calls, places, most_shapes)
         for place, form in zip(places, forms, strict=True):
             if form not in self._forms[place]:
                 self._forms[place][form] = self._numbers
@@ -122,13 +124,13 @@ class Keys:
             known.add((call.layout, len(call.outputs)))
         return len(known) > _COUNTS
 
-    def _count(self, calls: list[Call], places: list[Any]) -> None:
+    def _count(self, calls: list[Call], places: list[Any], most_shapes: int) -> None:
         for call, place in zip(calls, places, strict=True):
             if call.kind is Kind.GRADIENT or call.node is not None:
                 continue
             known = self._shapes[place, _form(call, True), _resources(call)]
             known.add(tuple(None if s is None else s.shape for s in (*call.input_specs, *call.outputs)))
-            if len(known) > FORMS:
+            if len(known) > most_shapes:
                 self.outgrown = self.outgrown or call
 
     def _place(self, call: Call) -> Any:
