@@ -188,6 +188,58 @@ def test_what_a_step_does_only_later_is_elided():
     assert elided(report) >= 80, report["anchors"][0]["elisions"]
 
 
+def test_calls_of_several_shapes_are_elided():
+    """Each is noted once it has been called so often, with what follows it: that is no fallback, and nothing is new."""
+
+    def run(see):
+        rng = np.random.default_rng(1)
+        parts = Parts()
+        for number in range(150):
+            x = tf.constant(rng.normal(size=(3 + number % 3, 4)).astype("float32"))
+            see(parts.step(x, x[:, 1:]))
+        return [variable.numpy() for variable in (*parts.model.variables, *parts.optimizer.variables)]
+
+    report = both_ways(run, co_executed=120, fallbacks=2)
+    (anchor,) = report["anchors"]
+    assert anchor["relaxed"] is None
+    models = [call for call in anchor["elisions"]["calls"] if call["of"] == "Sequential" and call["ops"]]
+    assert [call["elided"] > 8 for call in models] == [True] * 3, models
+    assert 4 <= report["regions"]["traced"] <= 10, report["regions"]
+
+
+def test_what_is_trusted_is_not_compared_anew_when_a_step_is_traced_again():
+    def step(parts, x, y):
+        parts.calls = getattr(parts, "calls", 0) + 1
+        if parts.calls >= LATE - 10:
+            parts.model.layers[0].activation = (keras.activations.relu, tf.nn.relu)[parts.calls % 2]
+        loss = parts.step(x, y)
+        parts.metric.update_state(y, x[:, 1:])
+        return loss
+
+    report = compare(Parts, nothing, step)
+    assert report["regions"]["traced"] > 3  # because of the model's calls
+    (metric,) = [call for call in report["anchors"][0]["elisions"]["calls"] if "update_state" in call["call"]]
+    assert metric["elided"] > 15, metric
+
+
+def test_a_call_is_given_what_was_computed_before_it_was_noted():
+    """The rest of the region is recorded from the call on; its argument is a placeholder of what came before."""
+
+    def run(see):
+        rng = np.random.default_rng(1)
+        keras.utils.set_random_seed(3)
+        first, second, v = keras.layers.Dense(4), keras.layers.Dense(3), tf.Variable(0.0)
+        for number in range(100):
+            v.assign_add(1.0)
+            hidden = first(tf.constant(rng.normal(size=(5, 4)).astype("float32")))
+            see(second(hidden) if number >= 30 else hidden)
+
+    report = both_ways(run, co_executed=60)
+    calls = report["anchors"][0]["elisions"]["calls"]
+    assert [call["refused"] for call in calls] == [None, None], calls
+    assert min(call["elided"] for call in calls) > 15, calls
+
+
 def test_not_with_no_elide():
     report = both_ways(program(Parts, nothing), co_executed=20, no_elide=True)
     assert report["anchors"][0]["elisions"] is None
@@ -612,7 +664,7 @@ def test_a_method_of_a_class_is_patched(monkeypatch):
         monkeypatch.undo()
         return found
 
-    compare(Parts, nothing, step)
+    compare(Parts, nothing, step, least=20)  # what means one thing for a part of a step is not elided
 
 
 def test_settings_of_keras():

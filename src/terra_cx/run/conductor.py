@@ -219,14 +219,14 @@ class Conductor:
             self._skeletons[id(anchor)] = found
         return found
 
-    def _record(self, anchor: ActiveAnchor) -> Recorder:
+    def _record(self, anchor: ActiveAnchor, notes: bool = True) -> Recorder:
         live = anchor.live_tapes is not None
         relaxed = anchor.graph.relaxed
         recorder = Recorder(self.observer.locate, self.observer.user_mark, live_tapes=live, relaxed=relaxed)
         recorder.limit = self.options.max_nodes
         recorder.on_overrun = self._stop_recording
-        # Not in the first trace, whose calls may still build what they need, nor in the rest of a region that diverged.
-        if anchor.elisions is not None and anchor.regions["traced"] and self.skeleton is None:
+        # Not in the first trace, whose calls may still build what they need.
+        if notes and anchor.elisions is not None and anchor.regions["traced"]:
             self.entries.put(self.boundary)
             self.functions.put(self.boundary)
             anchor.elisions.refresh()
@@ -342,6 +342,7 @@ class Conductor:
         self, anchor: ActiveAnchor, recorder: Recorder, skeleton: Skeleton | None, seconds: float
     ) -> None:
         diverged = skeleton is not None
+        fell_back = self._fallback is not None  # else the rest was recorded for its library calls
         if self._fallback is not None and self.diverged_at is not None:
             self._fallback.seconds += time.perf_counter() - self.diverged_at
             self._fallback = self.diverged_at = None
@@ -362,7 +363,7 @@ class Conductor:
             if reason in NEEDS_LIVE_TAPES:
                 anchor.go_live(reason, detail)
             else:
-                anchor.refused(reason, detail, seconds if diverged else None)
+                anchor.refused(reason, detail, seconds if fell_back else None)
             return
         if not diverged and self.warming.taken_up(anchor, recorder):
             return
@@ -382,9 +383,12 @@ class Conductor:
         if anchor.graph.overgrown:
             anchor.give_up(Reason.GRAPH_TOO_LARGE, f"more than {anchor.graph.max_nodes} nodes")
         elif diverged:
-            anchor.co_executed(seconds, False)
+            if fell_back:
+                anchor.co_executed(seconds, False)
+            else:
+                anchor.regions["traced"] += 1
             if anchor.stage is Stage.CO:
-                self._paced(anchor, seconds, not result.nothing_new)
+                self._paced(anchor, seconds, not fell_back or not result.nothing_new)
         elif anchor.graph is not graph or result.reset:
             anchor.traced(True, result.newest)  # it has taught how to learn, and nothing of what
         else:
@@ -393,8 +397,12 @@ class Conductor:
             anchor.traced(bool(new), result.newest)
 
     # -- divergence ----------------------------------------------------------------------------------------------
-    def on_divergence(self, skeleton: Skeleton, divergence: Diverge) -> Any:
+    def on_divergence(self, skeleton: Skeleton, divergence: Diverge | None) -> Any:
         """The skeleton met something new: recover, and record the rest of the region.
+
+        Args:
+            skeleton: which one.
+            divergence: what is new; None if the rest is recorded for its library calls alone, which is no fallback.
 
         Returns:
             The handler that goes on.
@@ -406,7 +414,7 @@ class Conductor:
         anchor = self.current
         start = time.perf_counter()
         line = self._user_line(sys._getframe(1))
-        self._place = place = skeleton.here(), str(divergence.detail)
+        self._place = place = None if divergence is None else (skeleton.here(), str(divergence.detail))
         try:
             recover(skeleton)
         except BaseException as error:
@@ -427,7 +435,7 @@ class Conductor:
                 self._go_on_eagerly(anchor)
                 return self.boundary.passive
             self.diverged_at = start
-            return self._record_rest(anchor, skeleton)
+            return self._record_rest(anchor, skeleton, divergence is None)
 
     def _go_on_eagerly(self, anchor: ActiveAnchor) -> None:
         """Nothing of the region in progress is learned; it has been recovered."""
@@ -435,11 +443,13 @@ class Conductor:
         self._fallback = self.skeleton = self.current = None
         anchor.co_executed(0.0, False)
 
-    def _fall_back(self, anchor: ActiveAnchor, divergence: Diverge, line: str) -> None:
-        self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
+    def _fall_back(self, anchor: ActiveAnchor, divergence: Diverge | None, line: str) -> None:
+        self._fallback = None
+        if divergence is not None:
+            self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
 
-    def _record_rest(self, anchor: ActiveAnchor, skeleton: Skeleton) -> Recorder:
-        recorder = self._record(anchor)
+    def _record_rest(self, anchor: ActiveAnchor, skeleton: Skeleton, notes: bool) -> Recorder:
+        recorder = self._record(anchor, notes)
         for anchor_id, frame_id, code in self.visits:
             self.observer.loop_visited(anchor_id, frame_id, code)
         last = skeleton.here().call.site

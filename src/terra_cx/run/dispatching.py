@@ -64,12 +64,14 @@ class Dispatching:
         graph: the anchor's TraceGraph.
         handover: takes the runs to the graph runner.
         diverged: told about a divergence; recovers and returns the handler that goes on with the region (a
-            recorder).
+            recorder). None is none: the region's rest is to be recorded for its library calls.
     """
 
     live = False
 
-    def __init__(self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge], Any]) -> None:
+    def __init__(
+        self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge | None], Any]
+    ) -> None:
         self.graph = graph
         self.handover = handover
         self.diverged = diverged
@@ -370,3 +372,7 @@ class Dispatching:
     def diverge(self, reason: Reason, detail: str | Difference) -> Any:
         """Leave the TraceGraph for the rest of the region; the handler that goes on."""
         return self.diverged(Diverge(reason, detail))
+
+    def note(self) -> Any:
+        """Have the rest of the region recorded, so that its library calls are known; the handler that goes on."""
+        return self.diverged(None)

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from terra_cx.compile.blocks import FEED, KNOWN, LOCAL, PARAM, Block, Check, Step
 from terra_cx.elide.calls import LibraryCall, flatten, flatten_arguments, normal
 from terra_cx.elide.entries import Entry
@@ -96,14 +98,13 @@ class Elider:
         if self._comparing or not native.executing_eagerly():
             return entry.own(*args, **kwargs)
         if not known:
-            self._elisions.unknown(entry.name, args[0])
-            return entry.own(*args, **kwargs)
+            return self._unnoted(entry, args, kwargs)
         args = normal(args)
         leaves, structure = flatten_arguments(args[1:], kwargs)
         skeleton = self._skeleton
         before = skeleton.run, skeleton.step, len(skeleton.log.runs)
         try:
-            found = self._found(known, structure, leaves)
+            found, is_like = self._found(known, structure, leaves)
             if (
                 found is not None
                 and not to_be_compared(found.runs)
@@ -118,15 +119,26 @@ class Elider:
             self._elisions.calls.clear()
             if (skeleton.run, skeleton.step, len(skeleton.log.runs)) != before:
                 raise  # half of the call is done: neither can it be run nor answered
-            found = None
+            found, is_like = None, True
         if found is not None:
             return self._compared(found, args, kwargs, leaves)
+        if not is_like and not skeleton.graph.relaxed:
+            return self._unnoted(entry, args, kwargs, leaves)
+        return entry.own(*args, **kwargs)
+
+    def _unnoted(
+        self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any] | None = None
+    ) -> Any:
+        """Run a call of which nothing is noted, or nothing with such arguments; now and then it is noted."""
+        given = None if leaves is None else (_tapes_empty(), *map(_told, leaves))
+        if self._elisions.unnoted(entry.name, args[0], given):
+            return self._skeleton.note().library_call(entry, args, kwargs)
         return entry.own(*args, **kwargs)
 
     def _found(
         self, known: dict[Node | None, list[LibraryCall]], structure: Any, leaves: list[Any]
-    ) -> LibraryCall | None:
-        """The noted call that this one is like; None if there is none, or something is not as it was then."""
+    ) -> tuple[LibraryCall | None, bool]:
+        """The noted call that this one is like, if all is as it was then; and whether there is one, however it is."""
         step = self._skeleton.step
         following = (step.node,) if step is not None else self._skeleton.here().succ
         missed = None
@@ -134,11 +146,11 @@ class Elider:
             for call in reversed(known.get(node, ())):
                 if self._is_like(call, structure, leaves):
                     if self._holds(call):
-                        return call
+                        return call, True
                     missed = call
         if missed is not None:
             self._elisions.miss(missed)
-        return None
+        return None, missed is not None
 
     def _is_like(self, call: LibraryCall, structure: Any, leaves: list[Any]) -> bool:
         """Whether the call was one with such arguments."""
@@ -476,6 +488,17 @@ class Elider:
             if not right:
                 return False
         return True
+
+
+def _told(leaf: Any) -> Any:
+    """What of an argument must be the same for calls to be alike, as far as that can be hashed."""
+    if type(leaf) is Placeholder:
+        return leaf._slot.spec.key()
+    if isinstance(leaf, native.EagerTensor):
+        return leaf._datatype_enum(), leaf._shape_tuple()
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.char, leaf.shape
+    return type(leaf), leaf if isinstance(leaf, (bool, int, str)) else None
 
 
 def _kept(step: Step) -> Iterator[tuple[Node, int, int, Any]]:

@@ -17,10 +17,13 @@ __all__ = ["Elisions", "next_comparison", "to_be_compared"]
 
 _MISSES = 3
 """Misses of a call after which the step is traced again."""
-_CLOSE = 4
-"""Regions from one call of which nothing is noted to the next: more, and it is rare."""
+_OFTEN = 16
+"""Regions with an unnoted call of one kind after which it is noted: to record the rest of a region takes as long as
+some four in eager, and to run a call's Python some part of one."""
+_APART = 32
+"""Regions from one whose rest is recorded for its calls to the next at least."""
 _MOST = 4096
-"""Receivers and methods; a program with more makes new ones all the time."""
+"""Receivers and methods, kinds of calls; a program with more makes new ones all the time."""
 _EVERY = 8192
 """Calls from one comparison to the next, once it has been compared often."""
 _SHOWN = 3
@@ -48,8 +51,10 @@ class Elisions:
         self.elided = self.shortened = self.compared = self.mismatches = 0
         self._refused = 0
         self._regions = 0
-        self._unknown: dict[tuple[str, int], tuple[int, int]] = {}
-        """Calls of which nothing is noted: the latest region with one, and how many there were close together."""
+        self._unnoted: dict[Any, tuple[int, int]] = {}
+        """Kinds of calls of which nothing is noted: the latest region with one, and in how many there were some."""
+        self._next = 0
+        """The first region whose rest may be recorded for its calls."""
         self._stale = False
         self._wait, self._distance = 0, 1
 
@@ -58,22 +63,35 @@ class Elisions:
         call.missed += 1
         self._stale = self._stale or call.missed >= _MISSES
 
-    def unknown(self, entry: str, receiver: object) -> None:
-        """A call of which nothing is noted: the step does more than it did when it was traced, and is looked at anew.
+    def unnoted(self, entry: str, receiver: object, given: Any = None) -> bool:
+        """A call of which nothing is noted, or nothing with such arguments: whether it is to be noted here and now.
 
-        (An agent learns only once its memory is filled. Where a step goes a new way, the rest of it is recorded without
-        its calls.) Not so for what comes now and then: an evaluation after each epoch had steps traced that know
-        nothing of it.
+        It is in the 16th, 32nd, 64th, ... region with one, with all that follows it. (An agent learns only once its
+        memory is filled; texts of each length are others; and the rest of a region that diverged is recorded without
+        its calls, for most of that never comes again. To trace a whole step instead, some time later, meant one of
+        whatever kind it was: an evaluation after each epoch had steps traced that know nothing of it, and of six
+        lengths two were noted.)
+
+        Args:
+            entry: its name.
+            receiver: the object that is called.
+            given: what it is given, as far as it must be the same for a call to be like it.
         """
-        key = entry, id(receiver)
-        region, times = self._unknown.get(key, (0, 0))
-        if key in self.refusals or (times and region == self._regions):
-            return
-        if len(self._unknown) > _MOST:
-            self._unknown.clear()
-        times = times + 1 if self._regions - region <= _CLOSE else 1
-        self._unknown[key] = self._regions, times
-        self._stale = self._stale or times >= _MISSES
+        refusal = self.refusals.get((entry, id(receiver)))
+        if self._regions < self._next or (refusal is not None and refusal.attempts >= ATTEMPTS):
+            return False
+        kind = entry, id(receiver), given
+        region, times = self._unnoted.get(kind, (0, 0))
+        if times and region == self._regions:
+            return False
+        if len(self._unnoted) > _MOST:
+            self._unnoted.clear()
+        self._unnoted[kind] = self._regions, times + 1
+        turns, rest = divmod(times + 1, _OFTEN)
+        if rest or turns & (turns - 1):
+            return False
+        self._next = self._regions + _APART
+        return True
 
     def refuse(self, call: LibraryCall, why: str) -> None:
         """A comparison has shown that a call cannot be elided; the calls inside it may be."""
@@ -112,22 +130,18 @@ class Elisions:
             self._stale or refused > self._refused
         )  # it may go better, or the calls inside may be elided
         self._refused = refused
-        self._unknown.clear()
         for call in found:
             if len(self.calls) > _MOST:
                 self.calls.clear()
             call.nodes = tuple(one.node for one in trace.calls[call.first : call.last])
             first = call.nodes[0] if call.nodes else None
             known = self.calls[call.entry.name, id(call.receiver)].setdefault(first, [])
-            known[:] = [
-                other
-                for other in known
-                if other.nodes != call.nodes
-                or other.structure != call.structure
-                or not all(map(_alike, other.arguments, call.arguments))
-                or other.ambient != call.ambient
-                or other.taped != call.taped
-            ][-_ALTERNATIVES + 1 :]
+            same = [other for other in known if _of_one_kind(other, call)]
+            held = [other for other in same if other.trusted and other.state.changed() is None]
+            if held:  # the new one would have to be compared all over again
+                held[-1].missed = 0
+                continue
+            known[:] = [other for other in known if other not in same][-_ALTERNATIVES + 1 :]
             known.append(call)
 
     def clear(self) -> None:
@@ -178,6 +192,18 @@ def to_be_compared(runs: int) -> bool:
 def next_comparison(runs: int) -> int:
     """The number of runs, this one (if it is not 0) or a later one, at which a call is to be compared."""
     return 1 << (runs - 1).bit_length() if runs < _EVERY else -(-runs // _EVERY) * _EVERY
+
+
+def _of_one_kind(one: LibraryCall, other: LibraryCall) -> bool:
+    """Whether two calls are noted for the same purpose: the later one takes the place of the earlier."""
+    return (
+        one.nodes == other.nodes
+        and one.structure == other.structure
+        and all(map(_alike, one.arguments, other.arguments))
+        and one.repeated == other.repeated
+        and one.ambient == other.ambient
+        and one.taped == other.taped
+    )
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -71,8 +71,7 @@ class Skeleton(Taping):
         graph: the anchor's TraceGraph.
         block_for: gives the current block that starts at a node, building it if needed.
         handover: takes the runs to the graph runner.
-        diverged: told about a divergence; recovers and returns the handler that goes on with the region (a
-            recorder).
+        diverged: as in `Dispatching`.
         sync_errors: whether an op that may fail is waited for before Python goes on.
     """
 
@@ -81,7 +80,7 @@ class Skeleton(Taping):
         graph: TraceGraph,
         block_for: Callable[[Node], Block],
         handover: Handover,
-        diverged: Callable[[Diverge], Any],
+        diverged: Callable[[Diverge | None], Any],
         *,
         sync_errors: bool = False,
     ) -> None:

@@ -33,6 +33,7 @@ from terra_cx.observe.importer import UserCode
 from terra_cx.tf import native
 from terra_cx.tf.native import REAL, EagerTensor
 from terra_cx.tf.opdefs import Kind
+from terra_cx.tf.placeholder import resolve_all
 from terra_cx.tf.slots import Spec
 from terra_cx.tf.variable_writes import is_written
 from terra_cx.trace.records import Call, Const, Ext, Known, Local, Resource
@@ -109,6 +110,7 @@ class CallNotes:
         accesses, reads = len(recorder.accessed), len(recorder.read)
         taped = (not _tapes_empty(), bool(_tapes_stopped()))
         ambient = self._entries.ambient()
+        moved = self._names.changed()
         born, draws = REAL["TFE_Py_UID"](), _numpys_state()
         try:
             result = entry.own(*args, **kwargs)
@@ -130,6 +132,9 @@ class CallNotes:
                 raise Unfit("it draws random numbers of NumPy's")
             if self._entries.ambient() != ambient:
                 raise Unfit("it changes a setting of the thread")
+            if moved or self._names.changed():
+                # What is known of other calls, of this step and of others, holds for what the names meant before.
+                raise Unfit("a name that library code looks up changes its meaning within a step")
             self.found.append(
                 _Noted(recorder, args, kwargs, born, kept).noted(
                     entry, watch, self._names, result, (first, reads, accesses, events), taped, ambient
@@ -167,8 +172,11 @@ class _Noted:
         for number, leaf in enumerate(self._leaves):
             self._numbers.setdefault(id(leaf), number)
             if isinstance(leaf, EagerTensor):
-                ref = recorder.known_as(leaf)
-                self._numbers.setdefault(ref.origin if isinstance(ref, Known) else ref, number)
+                held = resolve_all(leaf)  # a placeholder of what came before: ops are given its tensor
+                self._numbers.setdefault(id(held), number)
+                ref = recorder.known_as(held)
+                if ref is not None:
+                    self._numbers.setdefault(ref.origin if isinstance(ref, Known) else ref, number)
         self._reached: set[int] = set()
         self._arrays: dict[int, np.ndarray[Any, Any]] = {}
         self._start = 0
