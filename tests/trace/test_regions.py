@@ -122,7 +122,7 @@ PROGRAMS = {
         for batch in range(20):  # here
             train_step()
     """),
-    "epochs over batches": (20, """
+    "epochs over batches": (9, """
         for epoch in range(3):
             for batch in range(100):  # here
                 train_step()
@@ -157,7 +157,7 @@ PROGRAMS = {
             step += 1
             if step == 50: break
     """),
-    "method": (20, """
+    "method": (9, """
         class Trainer:
             def fit(self):
                 for epoch in range(3):
@@ -201,7 +201,7 @@ PROGRAMS = {
                 gradient()
             apply()
     """),
-    "gradient accumulation into variables, under epochs": (17, """
+    "gradient accumulation into variables, under epochs": (9, """
         def train():
             for epoch in range(3):
                 for batch in range(30):  # here
@@ -212,6 +212,12 @@ PROGRAMS = {
                     apply()
                     write(4)
         train()
+    """),
+    "a critic's updates are a loop of their own, if there are many": (9, """
+        for step in range(30):
+            for _ in range(10):  # here
+                train_step()
+            train_step()
     """),
     "n_critic": (24, """
         for step in range(30):  # here
@@ -245,13 +251,13 @@ PROGRAMS = {
             apply()
         library_fit(step, 50)
     """),
-    "a library's training in a user's loop": (20, """
+    "a library's training in a user's loop": (9, """
         def step(item):  # here
             train_step()
         for trial in range(3):
             library_fit(step, 40, lambda: op(1))
     """),
-    "step function in a comprehension": (20, """
+    "step function in a comprehension": (9, """
         def step(item):  # here
             train_step()
             return item

@@ -245,7 +245,7 @@ class GraphBuilder:
         """Add an operation natively, on no device and in no scope.
 
         TensorFlow infers attributes that follow from the inputs, and fills in defaults. (Its Python for the same,
-        ``_apply_op_helper`` within scopes of the graph, control edges and the device, took four times as long.)
+        ``_apply_op_helper`` within scopes of the graph, control edges and the device, took seven times as long.)
 
         Args:
             op: its name.

@@ -41,6 +41,11 @@ _OP_ROUNDS, _OPS = 200, 4
 _MOST_INNER = 16
 """More rounds of a loop than this within one round around it: batches of an epoch, not parts of a step."""
 
+_MOST_UPDATES = 6
+"""The same where each round takes gradients and writes variables, and the one around it goes on. A critic is updated
+five times as a rule. (If it is more, or micro-batches add to variables, each is a step, and what is around them a way.)
+"""
+
 _MOST_VARIABLES = 1000
 """More rounds than this are no optimizer's that goes through all variables."""
 
@@ -424,7 +429,9 @@ class Survey:
                 if not waiting or last:
                     return Choice(anchor, reason)
                 certain = self._seen_gradient or not any(self._table[a].kind == "loop" for a in waiting)
-                enough = _MOST_INNER if certain else _MOST_VARIABLES
+                updates = all(each.total.gradients and each.total.writes for each in history.recent)
+                most = _MOST_UPDATES if updates else _MOST_INNER
+                enough = most if certain else _MOST_VARIABLES
                 rounds = self._histories[waiting[0]].most_inner[anchor]
                 return Choice(anchor, reason) if rounds > enough else None
             outer = self._histories[done[0]]
