@@ -12,6 +12,7 @@ import tensorflow as tf
 from truth import both_ways
 
 from terra_cx.run import call_code, elisions, function_elider, skeleton
+from terra_cx.tf import seeds
 
 LATE = 30
 STEPS = 50
@@ -108,6 +109,110 @@ def test_in_turns_overlapped_and_with_errors_in_place():
     for pace in ("turns", "overlapped"):
         compare(train, least=60, pace=pace)
     compare(train, least=60, sync_errors=True)
+
+
+def drawing(draw):
+    def step(x, state, late):
+        noise = draw(late)
+        with tf.GradientTape() as tape:
+            y = tf.nn.dropout(tf.matmul(x, state["w"]) + state["b"], 0.3)
+            loss = tf.reduce_mean(tf.square(y)) + tf.reduce_sum(noise * state["b"])
+        gradient = tape.gradient(loss, state["w"])
+        state["w"].assign_sub(0.1 * gradient)
+        return loss, noise, tape.watched_variables()
+
+    return step
+
+
+def set_seed_late(late):
+    if late:
+        tf.random.set_seed(7)
+    return tf.random.normal([3])
+
+
+# What is drawn, and which functions of ``tf.random`` are elided.
+DRAWS = {
+    "uniform": (lambda late: tf.random.uniform([3], -1.0, 2.0), ["uniform"]),
+    "normal": (lambda late: tf.random.normal([3], 1.0, 0.5), ["normal"]),
+    "truncated": (lambda late: tf.random.truncated_normal([3]), ["truncated_normal"]),
+    "integers": (lambda late: tf.cast(tf.random.uniform([3], 2, 9, tf.int32), tf.float32), ["uniform"]),
+    "two in one call": (lambda late: tf.nn.dropout(tf.nn.dropout(tf.ones([3]), 0.4), 0.2), []),
+    "a seed of its own": (lambda late: tf.random.uniform([3], seed=4), ["uniform"]),
+    "another seed": (lambda late: tf.random.uniform([3], seed=4 + late), ["uniform"]),
+    "a seed, and then none": (lambda late: tf.random.normal([3], seed=None if late else 1), ["normal"]),
+    "another rate": (lambda late: tf.nn.dropout(tf.ones([3]), 0.6 if late else 0.5), []),
+    "drawn from drawn": (
+        lambda late: tf.random.normal([3]) * tf.random.uniform([3]) + tf.random.normal([1]),
+        ["normal", "uniform"],
+    ),
+    "others in between": (
+        lambda late: tf.random.normal([3]) * tf.reduce_sum(tf.random.shuffle(tf.range(3.0))[: 1 + late]),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("draw", "elided"), DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize("pace", ["turns", "overlapped"])
+def test_random_numbers_are_drawn_as_without_us(monkeypatch, draw, elided, pace):
+    names = set()
+    call = function_elider.FunctionElider.answered
+
+    def answered(self, known, *args):
+        answer = call(self, known, *args)
+        if type(answer) is list and known.draws:
+            names.add(known.function.name)
+        return answer
+
+    monkeypatch.setattr(function_elider.FunctionElider, "answered", answered)
+    compare(drawing(draw), pace=pace, co_executed=20)
+    assert {"tf.nn.dropout", *(f"tf.random.{name}" for name in elided)} <= names, names
+
+
+@pytest.mark.parametrize("last", [None, 1.0])
+def test_lists_that_are_returned_in_others(monkeypatch, last):
+    """``tf.clip_by_global_norm`` returns a list, which may have None in it, and a tensor."""
+    names = set()
+    call = function_elider.FunctionElider.answered
+
+    def answered(self, known, *args):
+        answer = call(self, known, *args)
+        if type(answer) is list:
+            names.add(known.function.name)
+        return answer
+
+    def step(x, state, late):
+        clipped, norm = tf.clip_by_global_norm([x, x * 2.0, last and tf.reduce_sum(x)], 1.0)
+        return clipped[0], clipped[1], clipped[2] is None, norm, tf.linalg.global_norm(clipped)
+
+    monkeypatch.setattr(function_elider.FunctionElider, "answered", answered)
+    compare(step)
+    assert "tf.clip_by_global_norm" in names, names
+
+
+def test_a_global_seed_that_changes():
+    def step(x, state, late):
+        if late and int(state.count) % 3 == 0:
+            tf.random.set_seed(int(state.count))
+        return tf.nn.dropout(x, 0.5), tf.random.normal([2]), tf.random.normal([2], seed=3)
+
+    compare(step, co_executed=10, least=10)
+
+
+def test_the_generator_is_put_back_if_the_run_is_handed_over_just_then(monkeypatch):
+    """A signal handler writes a variable when the seeds are drawn and nothing is committed: the call runs as it is."""
+    other, fired = tf.Variable(0.0), []
+    next_seeds = seeds.next_seeds
+
+    def interrupted():
+        found = next_seeds()
+        if sys._getframe(1).f_code.co_name == "answer" and len(fired) < 3:
+            fired.append(other.assign_add(1.0))
+        return found
+
+    monkeypatch.setattr(seeds, "next_seeds", interrupted)
+    compare(lambda x, state, late: tf.nn.dropout(x * 2.0, 0.5) + tf.nn.dropout(x, 0.2))
+    assert len(fired) == 3
 
 
 def test_off():

@@ -26,12 +26,12 @@ _MODULES = frozenset(
     for name in (
         "array_ops", "array_ops_stack", "clip_ops", "embedding_ops", "gen_array_ops", "gen_linalg_ops",
         "gen_math_ops", "gen_nn_ops", "linalg.linalg_impl", "linalg_ops", "manip_ops", "math_ops", "nn_impl", "nn_ops",
-        "sort_ops", "special_math_ops",
+        "random_ops", "sort_ops", "special_math_ops", "stateless_random_ops",
     )
 )  # fmt: skip
 """Where functions are that depend on nothing but their arguments' dtypes, shapes and Python values, and on switches
-(`tf.native.settings`). A function that draws random numbers, writes, or calls the program back is told from these by
-what it does."""
+(`tf.native.surroundings`), and on the next seeds (`tf.seeds`). A function that writes or calls the program back is told
+from these by what it does."""
 _OPERATORS = tuple(
     f"__{name}__"
     for name in (
@@ -106,7 +106,7 @@ class Functions:
 def _of_tensorflow() -> Iterator[tuple[FunctionType, str]]:
     tf = sys.modules["tensorflow"]
     found: set[int] = set()
-    places = [("tf", tf), *((f"tf.{name}", getattr(tf, name)) for name in ("math", "nn", "linalg"))]
+    places = [("tf", tf), *((f"tf.{name}", getattr(tf, name)) for name in ("math", "nn", "linalg", "random"))]
     for prefix, module in places:
         for name, function in vars(module).items():
             if _is_wrapper(function) and function.__module__ in _MODULES and id(function) not in found:

@@ -20,10 +20,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from terra_cx.compile.blocks import LOCAL, Check, Step
-from terra_cx.run.block_run import BlockRun, Frozen
+from terra_cx.run.block_run import BlockRun, Draw, Frozen
 from terra_cx.run.checks import admits, flat_checks
-from terra_cx.run.function_calls import FunctionCall, as_tensor, flat, form_of, is_same, spec_of
+from terra_cx.run.function_calls import Drawing, FunctionCall, as_tensor, flat, form_of, is_same, spec_of
+from terra_cx.tf import seeds
 from terra_cx.tf.native import EagerTensor
+from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.placeholder import Placeholder
 from terra_cx.tf.slots import Slot, Spec
 from terra_cx.trace.rules import same_const, same_known
@@ -43,7 +45,8 @@ Raises:
     Frozen: the run was handed over meanwhile; nothing was committed.
 """
 _IN_TEXT = (  # names of this module in the text, which a linter does not see
-    EagerTensor, Frozen, Placeholder, Slot, admits, as_tensor, flat, form_of, is_same, same_const, same_known, spec_of,
+    Draw, EagerTensor, Frozen, Placeholder, Slot, admits, as_tensor, flat, form_of, is_same, same_const, same_known,
+    seeds, spec_of,
 )  # fmt: skip
 _new = object.__new__
 
@@ -113,6 +116,8 @@ def _match(text: _Text, call: FunctionCall) -> None:
     for number, earlier in call.again:
         text.unless(f"is_same(a{number}, a{earlier})")
     text.unless(f"around == {text.const(call.ambient)}")
+    if call.draws:
+        text.unless(f"seeds.global_seed() == {text.const(call.seed)}")
 
 
 def _check(text: _Text, call: FunctionCall) -> None:
@@ -162,7 +167,7 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
     for number, step in enumerate(needed):
         known, node = text.const(step), text.const(step.node)
         text.add(f"skeleton.keep_arguments(run, {known})")
-        if step.computed:
+        if step.computed or step.kind is Kind.DRAW:
             text.add(f"skeleton.keep_outputs(run, {known})")
         text.add(f"t{number} = turns.get({node}, 0) + 1")
         turns.append(f"turns[{node}] = t{number}")
@@ -182,16 +187,20 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
             made = placeholders[result] = f"r{number}"
             text.add(f"{made} = _new(Placeholder)", f"{made}._slot = s{result - call.steps[0].base}")
         answers.append(placeholders[result])
-    answer = f"[{', '.join(answers)}]"
-    if call.pack is not None:
-        answer = f"[{text.const(call.pack)}({answer})]"
-    text.add(f"answer = {answer}")
+    text.add(f"answer = [{_packed(text, call.pack, answers)}]")
+    unseeded = any(not draw.seeded for draw in call.draws)
+    if unseeded:
+        text.add("stood = seeds.state()")
+    for draw in call.draws:
+        _draw(text, draw)
     last = first + len(call.steps)
     following = steps[last] if last < len(steps) else None
     position, expected = text.const(last), text.const(following)
     # No call and no jump backwards from here to the end of the commit, see `Skeleton.advance`.
     text.add(
-        f"if run.frozen or run.pos != {text.const(first)}: raise Frozen",
+        f"if run.frozen or run.pos != {text.const(first)}:",
+        *(" seeds.restore(stood)" for _ in range(unseeded)),
+        " raise Frozen",
         f"run.pos = {position}",
         f"skeleton.step = {expected}",
         *turns,
@@ -201,12 +210,36 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
     text.add("return answer")
 
 
+def _packed(text: _Text, pack: Any, answers: list[str]) -> str:
+    if type(pack) is int:
+        return answers[pack]
+    kind, items = pack
+    return f"{text.const(kind)}([{', '.join(_packed(text, item, answers) for item in items)}])"
+
+
+def _draw(text: _Text, draw: Drawing) -> None:
+    """Note a random op for the graph runner."""
+    args = [text.const(arg) for arg in draw.args]
+    if not draw.seeded:
+        text.add("first, second = seeds.next_seeds()")
+        for name, place in zip(("first", "second"), map(draw.place, ("seed", "seed2")), strict=True):
+            args[place] = name
+    step, base = text.const(draw.step), text.const(draw.step.base)
+    text.add(
+        f"run.draws[{base}] = Draw({step}, {step}.op, 'F', {text.const(draw.name)}, ({', '.join(args)},))"
+    )
+
+
 def _slots(call: FunctionCall) -> dict[int, Spec]:
     """The flat outputs that get a slot, in order."""
     made = {
-        step.base + out: spec for step in call.steps if step.computed for out, spec in enumerate(step.specs)
+        step.base + out: spec
+        for step in call.steps
+        if step.computed or step.kind is Kind.DRAW
+        for out, spec in enumerate(step.specs)
     }
     wanted = {result for result in call.results if type(result) is int}
+    wanted |= {draw.step.base for draw in call.draws}  # a tape that is rebuilt asks for them
     wanted |= {number for number, spec in made.items() if spec.shape is None}
     for step in call.steps:
         wanted |= {step.base + out for out in step.needed if out >= 0}

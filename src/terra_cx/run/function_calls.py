@@ -15,12 +15,13 @@ from terra_cx.elide.calls import is_conversion, is_telling
 from terra_cx.elide.functions import Function
 from terra_cx.run.block_run import BlockRun
 from terra_cx.run.checks import flat_checks, flat_inputs
-from terra_cx.tf import native
+from terra_cx.tf import native, seeds
 from terra_cx.tf.native import DType, EagerTensor, TensorShape
-from terra_cx.tf.opdefs import SHAPE_OPS, Kind
+from terra_cx.tf.opdefs import PLAIN_DRAWS, SHAPE_OPS, Kind
 from terra_cx.tf.placeholder import Placeholder
 
 __all__ = [
+    "Drawing",
     "FunctionCall",
     "Notes",
     "Unfit",
@@ -36,8 +37,37 @@ _KINDS = (Kind.PURE, Kind.READ, Kind.KNOWN)
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, DType, TensorShape, type(Ellipsis)})
 """Python values that decide by what they are equal to; NumPy's scalars likewise."""
 _SEQUENCES = (list, tuple)
+_SEEDS = ("seed", "seed2")
 _MOST_VALUES = 256
 """Elements of a tensor that is compared by value."""
+
+
+@dataclass(slots=True, eq=False)
+class Drawing:
+    """A stateful random op of a call: its step, its name, the arguments that it was given."""
+
+    step: Step
+    name: Any
+    args: tuple[Any, ...]
+    seeded: bool = True
+    """Whether its seeds are the same each time, and not the next that TensorFlow gives (`tf.seeds.next_seeds`)."""
+
+    def place(self, seed: str) -> int:
+        """Where among the arguments an attribute is."""
+        width = self.step.width
+        return width + 1 + 2 * self.args[width::2].index(seed)
+
+    @property
+    def seeds(self) -> tuple[Any, Any]:
+        """Those that it was given."""
+        first, second = (self.args[self.place(seed)] for seed in _SEEDS)
+        return first, second
+
+    def key(self) -> Any:
+        """What must be the same when the call is learned again."""
+        free = () if self.seeded else tuple(map(self.place, _SEEDS))
+        bits = [None if place in free else _bits(arg) for place, arg in enumerate(self.args)]
+        return id(self.step), self.name, self.seeded, bits
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +78,7 @@ class FunctionCall:
     the dtype and shape that they must have; ``valued`` real ones that no op takes, so that their values may decide;
     ``converted`` arrays and numbers that are made tensors first; ``equal`` is what an argument must be equal to,
     ``same`` which variable it must be, ``again`` which earlier argument. ``fixed`` are the call's own constants with
-    their checks. ``results`` are flat outputs of the run, or tensors that are known.
+    their checks. ``results`` are flat outputs of the run, or what is known; ``pack`` says how they are returned.
     """
 
     function: Function
@@ -68,8 +98,12 @@ class FunctionCall:
     accesses: tuple[Any, ...]
     pauses: tuple[tuple[int, str], ...]
     """As `Notes.pauses`."""
-    pack: type | None
+    pack: Any
+    """The number of a result, or the type of a list and the packs in it."""
     results: tuple[Any, ...]
+    draws: tuple[Drawing, ...] = ()
+    seed: Any = None
+    """If it draws, the global seed that there was."""
     handles: tuple[Any, ...] = ()
     """Of the variables in ``accesses``, which have them for life."""
     runs: int = 0
@@ -109,6 +143,8 @@ class FunctionCall:
             fixed,
             tuple(map(id, self.accesses)),
             self.pauses,
+            [draw.key() for draw in self.draws],
+            self.seed,
         )
 
 
@@ -121,6 +157,9 @@ class Notes:
     reads: list[Any] = field(default_factory=list)
     pauses: tuple[tuple[int, str], ...] = ()
     """As `elide.calls.pauses` tells."""
+    draws: list[Drawing] = field(default_factory=list)
+    stood: Any = None
+    """Where TensorFlow's generator of seeds stood before the call."""
 
 
 class Unfit(Exception):
@@ -299,7 +338,8 @@ def learned(
     if not notes.commits or (notes.pauses and notes.accesses):  # was it told while recording was stopped?
         raise Unfit
     for step, args in notes.commits:
-        if step.kind not in _KINDS or (step.kind is not Kind.KNOWN and not step.computed):
+        draws = step.kind is Kind.DRAW and step.op in PLAIN_DRAWS and step.form == "F"
+        if not draws and (step.kind not in _KINDS or (step.kind is not Kind.KNOWN and not step.computed)):
             raise Unfit
         if step.device != around[-1]:
             raise Unfit  # it opens a device scope of its own, which may be that of an argument
@@ -325,12 +365,14 @@ def learned(
                 raise Unfit
             else:
                 raw.append((check, arg))
-        if step.computed:
+        if step.computed or draws:
             made.update(range(step.base, step.base + len(step.specs)))
     converted = arguments.converted(inside)
     valued = arguments.valued(leaves)
     fixed = [(check, tensor) for tensor, checks in inside.values() for check in checks] + raw
-    pack = type(result) if type(result) in _SEQUENCES else None
+    _tell_seeds(notes)
+    results: list[Any] = []
+    pack = _packed(result, results)
     known = {id(value): value for step, _ in notes.commits for value in step.values}
     return FunctionCall(
         function=function,
@@ -346,9 +388,35 @@ def learned(
         steps=tuple(step for step, _ in notes.commits),
         accesses=tuple(notes.accesses),
         pauses=notes.pauses,
+        draws=tuple(notes.draws),
+        seed=seeds.global_seed() if notes.draws else None,
         pack=pack,
-        results=tuple(_result(item, run, made, known) for item in (result if pack else (result,))),
+        results=tuple(_result(item, run, made, known) for item in results),
     )
+
+
+def _tell_seeds(notes: Notes) -> None:
+    """Tell draws whose seeds are their own from those that were given the next ones; all of a call are alike.
+
+    Raises:
+        Unfit: they are not; or the generator was asked by something that is no draw.
+    """
+    if any(Placeholder in map(type, draw.args) for draw in notes.draws):
+        raise Unfit
+    if seeds.state() == notes.stood:
+        return
+    if not notes.draws or not seeds.are_next(notes.stood, [draw.seeds for draw in notes.draws]):
+        raise Unfit
+    for draw in notes.draws:
+        draw.seeded = False
+
+
+def _packed(value: Any, results: list[Any]) -> Any:
+    """How a result is put together of what is added to ``results``."""
+    if type(value) in _SEQUENCES:
+        return type(value), [_packed(item, results) for item in value]
+    results.append(value)
+    return len(results) - 1
 
 
 def _result(item: Any, run: BlockRun, made: set[int], known: dict[int, Any]) -> Any:
@@ -356,6 +424,6 @@ def _result(item: Any, run: BlockRun, made: set[int], known: dict[int, Any]) -> 
         if vars(item):
             raise Unfit  # a slice of a variable can be assigned to
         return item._slot.index
-    if id(item) in known:
+    if item is None or id(item) in known:
         return item
     raise Unfit

@@ -10,8 +10,9 @@ Guarantees:
 * A call is learned only if all its ops lie in one run, the open one or one that it begins, and each of their
   arguments is a tensor or variable that was passed, what an array that was passed is converted to, an output of an
   earlier op of the call, or a constant that the call made of what is guarded by value; if no tensor's value was read in
-  it, no random number drawn, nothing written, nothing told to the tapes but accesses and pauses; and if it returns
-  those ops' outputs.
+  it, nothing written, nothing told to the tapes but accesses and pauses; and if it returns those ops' outputs.
+* Random ops of such a call are given the seeds that TensorFlow's Python would give them: fixed ones, or the next of its
+  generator, which is asked once the call is sure to be elided, and put back if the run is handed over just then.
 * The second call at a place is compared with the first, later ones at falling frequency. A difference ends it for this
   function at this place, is counted and told.
 * Nothing is committed before everything has been checked.
@@ -30,8 +31,9 @@ from terra_cx.elide.functions import Function
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.call_code import DUE, answering
 from terra_cx.run.elisions import Elisions, next_comparison
-from terra_cx.run.function_calls import FunctionCall, Notes, Unfit, learned
-from terra_cx.tf import native
+from terra_cx.run.function_calls import Drawing, FunctionCall, Notes, Unfit, learned
+from terra_cx.tf import native, seeds
+from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.reads import noting_reads
 from terra_cx.tf.room import have_room
 from terra_cx.trace.tracegraph import Node
@@ -218,13 +220,15 @@ class FunctionElider:
 
     @contextmanager
     def _noting(self) -> Iterator[Notes]:
-        """Note commits, accesses of variables and reads of values."""
-        notes, skeleton = Notes(), self._skeleton
+        """Note commits, draws, accesses of variables and reads of values."""
+        notes, skeleton = Notes(stood=seeds.state()), self._skeleton
         commit, accessed = skeleton.commit, skeleton.variable_accessed
 
         def noted(run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
             answer = commit(run, step, args, name)
             notes.commits.append((step, args))
+            if step.kind is Kind.DRAW:
+                notes.draws.append(Drawing(step, name, run.draws[step.base].args))
             return answer
 
         def told(variable: Any) -> Any:
