@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from truth import both_ways
 
+from terra_cx import co_execute
 from terra_cx.run import call_code, elisions, function_elider, skeleton
-from terra_cx.tf import seeds
+from terra_cx.tf import native, seeds
 
 LATE = 30
 STEPS = 50
@@ -188,6 +189,28 @@ def test_lists_that_are_returned_in_others(monkeypatch, last):
     monkeypatch.setattr(function_elider.FunctionElider, "answered", answered)
     compare(step)
     assert "tf.clip_by_global_norm" in names, names
+
+
+def test_without_a_global_seed(monkeypatch):
+    """TensorFlow has no generator of seeds then: ops have none, and each draws other numbers."""
+    context, seen = native.context(), []
+    monkeypatch.setattr(context, "_seed", None)
+    monkeypatch.delattr(context, "_rng")
+
+    def program():
+        w = tf.Variable(tf.ones([8]))
+        for number in range(STEPS):
+            w.assign_add(0.1 * tf.random.normal([8]))
+            if number == 45:
+                tf.random.set_seed(4)
+            seen.append(tf.nn.dropout(w, 0.5).numpy().tobytes())
+
+    run = co_execute(quiet=True)(program)
+    run()
+    report = run.last_session.report()
+    assert shortened(report) > 40
+    assert len(set(seen)) == STEPS
+    assert not report["internal_errors"]
 
 
 def test_a_global_seed_that_changes():

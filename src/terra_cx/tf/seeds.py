@@ -35,13 +35,15 @@ def next_seeds() -> tuple[Any, Any]:
 
 
 def state() -> Any:
-    """Where the context's generator stands."""
-    return native.context()._rng.getstate()
+    """Where the context's generator stands; None if there is none, because there never was a global seed."""
+    generator = getattr(native.context(), "_rng", None)
+    return None if generator is None else generator.getstate()
 
 
 def restore(stood: Any) -> None:
     """Have the context's generator stand where it stood."""
-    native.context()._rng.setstate(stood)
+    if stood is not None:
+        native.context()._rng.setstate(stood)
 
 
 def are_next(stood: Any, seeds: Sequence[tuple[Any, Any]]) -> bool:
