@@ -240,6 +240,62 @@ def test_a_call_is_given_what_was_computed_before_it_was_noted():
     assert min(call["elided"] for call in calls) > 15, calls
 
 
+def small(step, steps):
+    """``step(number, x)`` in a loop that writes a variable, so that it is one of steps."""
+
+    def run(see):
+        rng, v = np.random.default_rng(1), tf.Variable(0.0)
+        keras.utils.set_random_seed(3)
+        for number in range(steps):
+            v.assign_add(1.0)
+            see(step(number, tf.constant(rng.normal(size=(5, 4)).astype("float32")), v))
+
+    return run
+
+
+def test_a_call_that_reads_a_tensor_from_before_it_was_noted():
+    def run(see):
+        normalise = keras.layers.BatchNormalization()
+
+        def step(number, x, v):
+            flag = tf.not_equal(v, 101.0)  # False in one step
+            return normalise(x, training=flag) if number >= 30 else x
+
+        small(step, 120)(see)
+
+    report = both_ways(run, co_executed=60)
+    assert "reads the value" in report["anchors"][0]["elisions"]["calls"][0]["refused"]
+
+
+def test_a_tensor_that_is_held_and_passed():
+    held = tf.constant(np.random.default_rng(2).normal(size=(5, 4)).astype("float32"))
+    scale = keras.layers.Rescaling(held)
+    report = both_ways(small(lambda number, x, v: scale(held if number < 60 else x), 90), co_executed=50)
+    assert "holds as well" in report["anchors"][0]["elisions"]["calls"][0]["refused"]
+
+
+class Mode(str):
+    """One without a hash, because it has a comparison of its own."""
+
+    def __eq__(self, other):
+        return str.__eq__(self, other)
+
+
+def test_an_argument_without_a_hash():
+    layer = keras.layers.Dropout(0.5, seed=1)
+    both_ways(
+        small(lambda number, x, v: layer(x, training=Mode("") if number > 25 else False), 60), co_executed=30
+    )
+
+
+def test_new_objects_in_each_step_are_noted_ever_less_often():
+    def step(number, x, v):
+        return keras.losses.MeanSquaredError()(x, x * v)
+
+    report = both_ways(small(step, 1000), co_executed=900)
+    assert report["regions"]["traced"] < 12, report["regions"]
+
+
 def test_not_with_no_elide():
     report = both_ways(program(Parts, nothing), co_executed=20, no_elide=True)
     assert report["anchors"][0]["elisions"] is None

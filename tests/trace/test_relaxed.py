@@ -51,7 +51,7 @@ def test_there_may_be_more_shapes_where_new_ones_are_rare(monkeypatch):
     monkeypatch.setattr(graph, "max_nodes", 2 * len(graph) - 1)  # no room for so many
     assert graph.most_shapes == few
     monkeypatch.undo()
-    graph.root.succ[next(iter(graph))] = 100 * each
+    graph.regions = 100 * each
     assert graph.most_shapes == 4 * few
 
 

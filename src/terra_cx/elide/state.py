@@ -29,6 +29,7 @@ import numpy as np
 from terra_cx.elide.names import is_library
 from terra_cx.elide.versions import Versions
 from terra_cx.tf.native import DType, EagerTensorBase, TensorShape
+from terra_cx.tf.placeholder import resolve
 
 __all__ = ["State", "Unfit", "same"]
 
@@ -96,6 +97,8 @@ class State:
         """Of objects and dicts, once these have been compared; None where more were added."""
         self.reached: set[int] = set()
         """The `id` of all that was reached, leaves included."""
+        self.tensors: set[int] = set()
+        """The `id` of the tensors among them, placeholders' of those that they stand for."""
         self.add(roots)
 
     def add(self, roots: Iterable[Any]) -> None:
@@ -113,6 +116,8 @@ class State:
             self.reached.add(id(value))
             if len(self.reached) > _MOST:
                 raise Unfit(f"it reaches more than {_MOST} objects")
+            if isinstance(value, EagerTensorBase):
+                self.tensors.add(id(resolve(value)))
             if not isinstance(value, _LEAVES):
                 stack.extend(self._inside(value))
 

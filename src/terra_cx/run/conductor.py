@@ -213,6 +213,7 @@ class Conductor:
                 sync_errors=self.options.sync_errors,
             )
             found.rebuild = lambda: rebuild(made)
+            found.note = lambda: self.on_note(made)
             if anchor.elisions is not None:
                 found.elider = Elider(found, anchor.elisions)
                 found.functions = FunctionElider(found, anchor.elisions)
@@ -342,16 +343,17 @@ class Conductor:
         self, anchor: ActiveAnchor, recorder: Recorder, skeleton: Skeleton | None, seconds: float
     ) -> None:
         diverged = skeleton is not None
-        fell_back = self._fallback is not None  # else the rest was recorded for its library calls
+        fell_back = self._fallback is not None  # if neither, the rest was recorded for its library calls
         if self._fallback is not None and self.diverged_at is not None:
             self._fallback.seconds += time.perf_counter() - self.diverged_at
             self._fallback = self.diverged_at = None
         trace = recorder.trace
         if recorder.overrun:
-            if diverged:
-                if self._place is not None:
-                    anchor.too_long.add(self._place)
+            if fell_back and self._place is not None:
+                anchor.too_long.add(self._place)
                 anchor.co_executed(seconds, False)
+            elif diverged:
+                anchor.regions["traced"] += 1
             else:
                 anchor.outgrew()
             return
@@ -397,56 +399,81 @@ class Conductor:
             anchor.traced(bool(new), result.newest)
 
     # -- divergence ----------------------------------------------------------------------------------------------
-    def on_divergence(self, skeleton: Skeleton, divergence: Diverge | None) -> Any:
+    def on_divergence(self, skeleton: Skeleton, divergence: Diverge) -> Any:
         """The skeleton met something new: recover, and record the rest of the region.
-
-        Args:
-            skeleton: which one.
-            divergence: what is new; None if the rest is recorded for its library calls alone, which is no fallback.
 
         Returns:
             The handler that goes on.
 
         Raises:
-            BaseException: a kernel error of an op that Python has already issued; or what a signal handler of the
-                program raised, and then the skeleton is still in charge and will diverge again.
+            BaseException: as `_recovered`.
         """
-        anchor = self.current
-        start = time.perf_counter()
-        line = self._user_line(sys._getframe(1))
-        self._place = place = None if divergence is None else (skeleton.here(), str(divergence.detail))
-        try:
-            recover(skeleton)
-        except BaseException as error:
-            if error is self.raised and anchor is not None:
-                # The program's own error: the region goes on eagerly, nothing is merged.
-                self._fall_back(anchor, divergence, line)
-                self._go_on_eagerly(anchor)
-            raise
-        if anchor is None or skeleton is not self.skeleton:
-            # Between two regions, where a signal handler of the program has left us.
-            self.boundary.use(self.boundary.passive)
+        start, line = time.perf_counter(), self._user_line(sys._getframe(1))
+        self._place = place = skeleton.here(), str(divergence.detail)
+
+        def fall_back(anchor: ActiveAnchor) -> None:
+            self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
+
+        anchor = self._recovered(skeleton, fall_back)
+        if anchor is None:
             return self.boundary.passive
         with Uninterrupted():
-            self._fall_back(anchor, divergence, line)
+            fall_back(anchor)
             if place in anchor.too_long:
                 # A text is sampled: recording that, for nothing, took half as long as the sampling, each time.
                 skeleton.forget()
                 self._go_on_eagerly(anchor)
                 return self.boundary.passive
             self.diverged_at = start
-            return self._record_rest(anchor, skeleton, divergence is None)
+            return self._record_rest(anchor, skeleton, False)
+
+    def on_note(self, skeleton: Skeleton) -> Any:
+        """Library calls of which nothing is noted come again and again: record the rest of the region with them.
+
+        Returns:
+            The handler that goes on.
+
+        Raises:
+            BaseException: as `_recovered`.
+        """
+        self._place = self._fallback = None
+        anchor = self._recovered(skeleton, lambda anchor: None)
+        if anchor is None:
+            return self.boundary.passive
+        with Uninterrupted():
+            return self._record_rest(anchor, skeleton, True)
+
+    def _recovered(self, skeleton: Skeleton, told: Callable[[ActiveAnchor], None]) -> ActiveAnchor | None:
+        """Recover; the anchor of the region that goes on, None if there is none.
+
+        Args:
+            skeleton: what is open is its.
+            told: called with the anchor if an op fails that was issued before.
+
+        Raises:
+            BaseException: a kernel error of an op that Python has already issued; or what a signal handler of the
+                program raised, and then the skeleton is still in charge and will diverge again.
+        """
+        anchor = self.current
+        try:
+            recover(skeleton)
+        except BaseException as error:
+            if error is self.raised and anchor is not None:
+                # The program's own error: the region goes on eagerly, nothing is merged.
+                told(anchor)
+                self._go_on_eagerly(anchor)
+            raise
+        if anchor is None or skeleton is not self.skeleton:
+            # Between two regions, where a signal handler of the program has left us.
+            self.boundary.use(self.boundary.passive)
+            return None
+        return anchor
 
     def _go_on_eagerly(self, anchor: ActiveAnchor) -> None:
         """Nothing of the region in progress is learned; it has been recovered."""
         self.boundary.use(self.boundary.passive)
         self._fallback = self.skeleton = self.current = None
         anchor.co_executed(0.0, False)
-
-    def _fall_back(self, anchor: ActiveAnchor, divergence: Diverge | None, line: str) -> None:
-        self._fallback = None
-        if divergence is not None:
-            self._fallback = anchor.fell_back(divergence.reason, line, divergence.detail)
 
     def _record_rest(self, anchor: ActiveAnchor, skeleton: Skeleton, notes: bool) -> Recorder:
         recorder = self._record(anchor, notes)

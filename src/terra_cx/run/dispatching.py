@@ -64,14 +64,12 @@ class Dispatching:
         graph: the anchor's TraceGraph.
         handover: takes the runs to the graph runner.
         diverged: told about a divergence; recovers and returns the handler that goes on with the region (a
-            recorder). None is none: the region's rest is to be recorded for its library calls.
+            recorder).
     """
 
     live = False
 
-    def __init__(
-        self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge | None], Any]
-    ) -> None:
+    def __init__(self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge], Any]) -> None:
         self.graph = graph
         self.handover = handover
         self.diverged = diverged
@@ -89,6 +87,8 @@ class Dispatching:
         """Whether a device scope means anything, because there is a choice."""
         self.rebuild: Callable[[], None] = lambda: None
         """Makes the tapes of kept logs native (`run.fallback.rebuild`), which frees the logs."""
+        self.note: Callable[[], Any] = lambda: None
+        """Has the rest of the region recorded, so that its library calls are known; the handler that goes on."""
         self.kept: list[RegionLog] = []
         self.previous: Node = graph.root
         self.nowhere = Node(-2, graph.root.call)
@@ -112,6 +112,7 @@ class Dispatching:
     # -- regions ---------------------------------------------------------------------------------------------
     def begin(self) -> None:
         """A region starts."""
+        self.graph.regions += 1
         self.log = RegionLog(self.log.number + 1)
         self.previous = self.graph.root
         self.run = self.step = None
@@ -372,7 +373,3 @@ class Dispatching:
     def diverge(self, reason: Reason, detail: str | Difference) -> Any:
         """Leave the TraceGraph for the rest of the region; the handler that goes on."""
         return self.diverged(Diverge(reason, detail))
-
-    def note(self) -> Any:
-        """Have the rest of the region recorded, so that its library calls are known; the handler that goes on."""
-        return self.diverged(None)

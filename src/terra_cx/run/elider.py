@@ -103,8 +103,12 @@ class Elider:
         leaves, structure = flatten_arguments(args[1:], kwargs)
         skeleton = self._skeleton
         before = skeleton.run, skeleton.step, len(skeleton.log.runs)
+        unlike = False
         try:
-            found, is_like = self._found(known, structure, leaves)
+            found, missed = self._found(known, structure, leaves)
+            if missed is not None:
+                self._elisions.miss(missed)
+            unlike = found is missed is None
             if (
                 found is not None
                 and not to_be_compared(found.runs)
@@ -119,10 +123,10 @@ class Elider:
             self._elisions.calls.clear()
             if (skeleton.run, skeleton.step, len(skeleton.log.runs)) != before:
                 raise  # half of the call is done: neither can it be run nor answered
-            found, is_like = None, True
+            found = None
         if found is not None:
             return self._compared(found, args, kwargs, leaves)
-        if not is_like and not skeleton.graph.relaxed:
+        if unlike and not skeleton.graph.relaxed:
             return self._unnoted(entry, args, kwargs, leaves)
         return entry.own(*args, **kwargs)
 
@@ -137,8 +141,8 @@ class Elider:
 
     def _found(
         self, known: dict[Node | None, list[LibraryCall]], structure: Any, leaves: list[Any]
-    ) -> tuple[LibraryCall | None, bool]:
-        """The noted call that this one is like, if all is as it was then; and whether there is one, however it is."""
+    ) -> tuple[LibraryCall | None, LibraryCall | None]:
+        """The noted call that this one is like, if all is as it was then; else one for which something is not."""
         step = self._skeleton.step
         following = (step.node,) if step is not None else self._skeleton.here().succ
         missed = None
@@ -146,11 +150,9 @@ class Elider:
             for call in reversed(known.get(node, ())):
                 if self._is_like(call, structure, leaves):
                     if self._holds(call):
-                        return call, True
+                        return call, None
                     missed = call
-        if missed is not None:
-            self._elisions.miss(missed)
-        return None, missed is not None
+        return None, missed
 
     def _is_like(self, call: LibraryCall, structure: Any, leaves: list[Any]) -> bool:
         """Whether the call was one with such arguments."""
@@ -498,7 +500,7 @@ def _told(leaf: Any) -> Any:
         return leaf._datatype_enum(), leaf._shape_tuple()
     if isinstance(leaf, np.ndarray):
         return leaf.dtype.char, leaf.shape
-    return type(leaf), leaf if isinstance(leaf, (bool, int, str)) else None
+    return type(leaf), leaf if type(leaf) in (bool, int, str) else None  # no code of the program's is asked
 
 
 def _kept(step: Step) -> Iterator[tuple[Node, int, int, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from terra_cx.elide.calls import LibraryCall
 from terra_cx.elide.entries import Entries
 from terra_cx.elide.names import Names
+from terra_cx.elide.state import same
 from terra_cx.trace.library_calls import ATTEMPTS, Refusal, Refusals
 from terra_cx.trace.records import Trace
 from terra_cx.trace.tracegraph import Node
@@ -21,7 +22,7 @@ _OFTEN = 16
 """Regions with an unnoted call of one kind after which it is noted: to record the rest of a region takes as long as
 some four in eager, and to run a call's Python some part of one."""
 _APART = 32
-"""Regions from one whose rest is recorded for its calls to the next at least."""
+"""Regions from one whose rest is recorded for its calls to the next at least; more where that was for nothing."""
 _MOST = 4096
 """Receivers and methods, kinds of calls; a program with more makes new ones all the time."""
 _EVERY = 8192
@@ -53,8 +54,10 @@ class Elisions:
         self._regions = 0
         self._unnoted: dict[Any, tuple[int, int]] = {}
         """Kinds of calls of which nothing is noted: the latest region with one, and in how many there were some."""
-        self._next = 0
-        """The first region whose rest may be recorded for its calls."""
+        self._next, self._apart = 0, _APART
+        """The first region whose rest may be recorded for its calls, and how many there are between two of these."""
+        self._latest: list[LibraryCall] = []
+        """What was noted last."""
         self._stale = False
         self._wait, self._distance = 0, 1
 
@@ -66,11 +69,13 @@ class Elisions:
     def unnoted(self, entry: str, receiver: object, given: Any = None) -> bool:
         """A call of which nothing is noted, or nothing with such arguments: whether it is to be noted here and now.
 
-        It is in the 16th, 32nd, 64th, ... region with one, with all that follows it. (An agent learns only once its
+        It is in the 16th, 32nd, 64th, ... region with one, with all that follows it; those soon after another that was
+        recorded so do not count. (An agent learns only once its
         memory is filled; texts of each length are others; and the rest of a region that diverged is recorded without
         its calls, for most of that never comes again. To trace a whole step instead, some time later, meant one of
         whatever kind it was: an evaluation after each epoch had steps traced that know nothing of it, and of six
-        lengths two were noted.)
+        lengths two were noted.) At doubling distances while nothing of what was noted is called again: a program may
+        make a new loss in each step.
 
         Args:
             entry: its name.
@@ -82,7 +87,7 @@ class Elisions:
             return False
         kind = entry, id(receiver), given
         region, times = self._unnoted.get(kind, (0, 0))
-        if times and region == self._regions:
+        if region == self._regions:
             return False
         if len(self._unnoted) > _MOST:
             self._unnoted.clear()
@@ -90,7 +95,8 @@ class Elisions:
         turns, rest = divmod(times + 1, _OFTEN)
         if rest or turns & (turns - 1):
             return False
-        self._next = self._regions + _APART
+        self._apart = _APART if any(call.runs for call in self._latest) else 2 * self._apart
+        self._next = self._regions + self._apart
         return True
 
     def refuse(self, call: LibraryCall, why: str) -> None:
@@ -130,6 +136,9 @@ class Elisions:
             self._stale or refused > self._refused
         )  # it may go better, or the calls inside may be elided
         self._refused = refused
+        if len(self.refusals) > _MOST:
+            self.refusals.clear()
+        self._latest = []
         for call in found:
             if len(self.calls) > _MOST:
                 self.calls.clear()
@@ -143,6 +152,7 @@ class Elisions:
                 continue
             known[:] = [other for other in known if other not in same][-_ALTERNATIVES + 1 :]
             known.append(call)
+            self._latest.append(call)
 
     def clear(self) -> None:
         """The TraceGraph was emptied."""
@@ -209,5 +219,5 @@ def _of_one_kind(one: LibraryCall, other: LibraryCall) -> bool:
 def _alike(one: Any, other: Any) -> bool:
     """Whether two descriptions of an argument admit the same."""
     if one.spec is None or other.spec is None:
-        return one.spec is other.spec and one.value is other.value
+        return one.spec is other.spec and same(one.value, other.value)
     return bool(one.spec.key() == other.spec.key())

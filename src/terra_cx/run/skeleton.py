@@ -80,7 +80,7 @@ class Skeleton(Taping):
         graph: TraceGraph,
         block_for: Callable[[Node], Block],
         handover: Handover,
-        diverged: Callable[[Diverge | None], Any],
+        diverged: Callable[[Diverge], Any],
         *,
         sync_errors: bool = False,
     ) -> None:

@@ -44,9 +44,7 @@ class Taping(Dispatching, ABC):
     Args: those of `Dispatching`.
     """
 
-    def __init__(
-        self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge | None], Any]
-    ) -> None:
+    def __init__(self, graph: TraceGraph, handover: Handover, diverged: Callable[[Diverge], Any]) -> None:
         super().__init__(graph, handover, diverged)
         self._signatures: dict[Any, Any] = {}
 

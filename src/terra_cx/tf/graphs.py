@@ -239,7 +239,7 @@ class GraphBuilder:
         self,
         op: str,
         inputs: Sequence[Any],
-        attrs: Iterable[tuple[str, bytes]] = (),
+        attrs: Iterable[tuple[str, attr_value_pb2.AttrValue]] = (),
         control: Sequence[Any] = (),
     ) -> Any:
         """Add an operation natively, on no device and in no scope.
@@ -250,11 +250,11 @@ class GraphBuilder:
         Args:
             op: its name.
             inputs: symbolic tensors of this graph, and lists of such.
-            attrs: names and serialised ``AttrValue`` of the others.
+            attrs: the others' names and values.
             control: operations that must come first.
 
         Raises:
-            tf.errors.InvalidArgumentError, ValueError: there is no such operation.
+            tf.errors.InvalidArgumentError: there is no such operation, or it refuses what it is given.
         """
         graph = self.graph
         with graph._c_graph.get() as native_graph:
@@ -271,15 +271,14 @@ class GraphBuilder:
             if other not in given:
                 pywrap_tf_session.TF_AddControlInput(made, other._c_op)
         for name, value in attrs:
-            pywrap_tf_session.TF_SetAttrValueProto(made, name, value)
+            pywrap_tf_session.TF_SetAttrValueProto(made, name, value.SerializeToString())
         return ops.Operation._from_c_op(pywrap_tf_session.TF_FinishOperation(made), graph)
 
     def feed(self, spec: Spec) -> Any:
         """A parameter of the given dtype and shape (None: unknown)."""
         dtype = attr_value_pb2.AttrValue(type=spec.dtype)
         shape = attr_value_pb2.AttrValue(shape=tensor_shape.TensorShape(spec.shape).as_proto())
-        attrs = [("dtype", dtype.SerializeToString()), ("shape", shape.SerializeToString())]
-        (symbol,) = self._node("Placeholder", (), attrs).outputs
+        (symbol,) = self._node("Placeholder", (), [("dtype", dtype), ("shape", shape)]).outputs
         self._feeds.append(symbol)
         return symbol
 
@@ -302,9 +301,8 @@ class GraphBuilder:
         content = proto.SerializeToString(deterministic=True)
         known = self._consts.get(content)
         if known is None:
-            attrs = attr_value_pb2.AttrValue(tensor=proto), attr_value_pb2.AttrValue(type=proto.dtype)
-            encoded = [attr.SerializeToString() for attr in attrs]
-            (known,) = self._node("Const", (), zip(("value", "dtype"), encoded, strict=True)).outputs
+            own, dtyped = attr_value_pb2.AttrValue(tensor=proto), attr_value_pb2.AttrValue(type=proto.dtype)
+            (known,) = self._node("Const", (), [("value", own), ("dtype", dtyped)]).outputs
             self._consts[content] = known
             if _is_discrete(known):
                 self._known.add(id(known))
@@ -344,7 +342,7 @@ class GraphBuilder:
         elif exact:
             for position in _FUSED_INPUTS.get(op, ()):
                 arguments[position] = self._fence(arguments[position])
-        operation = self._node(op, arguments, _encoded(op, given, arguments), control)
+        operation = self._node(op, arguments, _told(op, given, arguments), control)
         if device:
             operation._set_device(device)
         return operation, list(operation.outputs)
@@ -515,8 +513,10 @@ def _inferred(arg: Any, value: Any) -> list[str]:
     return [name for name in (arg.type_attr, arg.number_attr, arg.type_list_attr) if name]
 
 
-def _encoded(op: str, given: dict[str, Any], arguments: Sequence[Any]) -> Iterator[tuple[str, bytes]]:
-    """The attributes of an op that were given and do not follow from its arguments: names and ``AttrValue``."""
+def _told(
+    op: str, given: dict[str, Any], arguments: Sequence[Any]
+) -> Iterator[tuple[str, attr_value_pb2.AttrValue]]:
+    """The attributes of an op that were given and do not follow from its arguments."""
     definition = native.op_def(op)
     pairs = zip(definition.input_arg, arguments, strict=True)
     inferred = {name for arg, value in pairs for name in _inferred(arg, value)}
@@ -525,5 +525,4 @@ def _encoded(op: str, given: dict[str, Any], arguments: Sequence[Any]) -> Iterat
         if value is not None and attr.name not in inferred:
             if attr.type.startswith("list(") and not isinstance(value, (list, tuple)):
                 value = [value]
-            proto = op_def_library.value_to_attr_value(value, attr.type, attr.name)
-            yield attr.name, proto.SerializeToString()
+            yield attr.name, op_def_library.value_to_attr_value(value, attr.type, attr.name)

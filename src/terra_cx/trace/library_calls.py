@@ -167,6 +167,8 @@ class _Noted:
         self._args = args
         self._born = born
         self._leaves, self._structure = flatten_arguments(args[1:], kwargs)
+        self._held: set[int] = set()
+        """The `id` of the tensors that are passed."""
         self._numbers: dict[Any, int] = {}
         """The number of each leaf of the arguments, by `id`, and by what the trace knows a tensor as."""
         for number, leaf in enumerate(self._leaves):
@@ -174,6 +176,7 @@ class _Noted:
             if isinstance(leaf, EagerTensor):
                 held = resolve_all(leaf)  # a placeholder of what came before: ops are given its tensor
                 self._numbers.setdefault(id(held), number)
+                self._held.add(id(held))
                 ref = recorder.known_as(held)
                 if ref is not None:
                     self._numbers.setdefault(ref.origin if isinstance(ref, Known) else ref, number)
@@ -219,6 +222,8 @@ class _Noted:
         data = names.add(watch.codes, watch.methods)
         state.add(data)
         self._reached = state.reached
+        if not self._held.isdisjoint(state.tensors):
+            raise Unfit("a tensor is passed to it that it holds as well")
         for tensor, ref in recorder.read[reads:]:
             if id(tensor) in self._numbers or isinstance(ref, Local):
                 raise Unfit("it reads the value of a tensor")
@@ -269,8 +274,6 @@ class _Noted:
     def _outer(self, tensor: Any) -> Source:
         number = self._numbers.get(id(tensor))
         if number is not None:
-            if id(tensor) in self._reached:
-                raise Unfit("a tensor is passed to it that it holds as well")
             return ("arg", number)
         if tensor._id > self._born:
             return self._converted(tensor)

@@ -23,7 +23,7 @@ from terra_cx.tf.boundary import EFFECTS
 from terra_cx.tf.custom_gradients import UNSEEN, gradient_detail, has_foreign_gradient
 from terra_cx.tf.native import REAL, EagerTensor, IndexedSlices, on_host
 from terra_cx.tf.opdefs import DISCRETE, SHAPE_OPS, Kind, arg_layout, classify, inferred_attrs, input_dtypes
-from terra_cx.tf.placeholder import Placeholder, resolve_all
+from terra_cx.tf.placeholder import resolve_all
 from terra_cx.tf.room import have_room
 from terra_cx.tf.slots import Spec
 from terra_cx.trace.keys import BACKWARD
@@ -634,6 +634,3 @@ class Recorder:
             dense = item.dense_shape
             return (self.ref(item.values), self.ref(item.indices), None if dense is None else self.ref(dense))
         return self.ref(item)
-
-    def fetch_placeholder(self, value: Placeholder) -> None:
-        """A placeholder of an earlier region was read while this one is traced: nothing to note."""

@@ -158,6 +158,8 @@ class TraceGraph:
         """How many blocks have been made of it."""
         self.rolled: set[int] = set()
         self.traces = 0
+        self.regions = 0
+        """Those that were traced as a whole, and those that were begun by it."""
         self.asked = 0
         """How often shapes of its ops had to be worked out because sizes were new (`run.true_shapes`)."""
         self._nodes: dict[Any, Node] = {}
@@ -187,6 +189,8 @@ class TraceGraph:
             MemoryError: never; a graph that outgrows ``max_nodes`` is reported by `overgrown`.
         """
         self.traces += 1
+        if not trace.calls or trace.calls[0].node is None:
+            self.regions += 1
         newly_rolled = self._varying_loops(trace) - self.rolled
         if newly_rolled:
             # Nodes were keyed by the loop's iterations. Tracing anew is cheaper to get right than splitting
@@ -208,8 +212,7 @@ class TraceGraph:
 
     def _most(self, few: int) -> int:
         """How many kinds may be known, given how few may always be: more of them in time, if there is room."""
-        regions = sum(self.root.succ.values())
-        return few if 2 * len(self) > self.max_nodes else max(few, min(regions // _EACH, 4 * few))
+        return few if 2 * len(self) > self.max_nodes else max(few, min(self.regions // _EACH, 4 * few))
 
     @property
     def overgrown(self) -> bool:
