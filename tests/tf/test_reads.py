@@ -25,7 +25,11 @@ def test_reads_of_this_thread_are_noted():
         other = threading.Thread(target=tensor.numpy)
         other.start()
         other.join()
-    assert [id(thing) for thing in seen] == [id(tensor), id(slot), id(tensor)]  # behind the slot there is a tensor
+    assert [id(thing) for thing in seen] == [
+        id(tensor),
+        id(slot),
+        id(tensor),
+    ]  # behind the slot there is a tensor
     tensor.numpy()
     assert len(seen) == 3
     assert (EagerTensorBase._numpy, Slot.resolve) == before
