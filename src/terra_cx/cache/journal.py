@@ -159,6 +159,7 @@ class Journal:
         ]
         tables = Tables.of(stored["tables"])  # the others now hold what only the fresh trace has
         reader = Reader(self._codes, tables, handles)
+        graph.regions = int(stored["regions"])  # they tell how many shapes there may be
         merged = self._replayed(graph, reader, stored["rolled"], rows)
         if len(merged) <= best:
             raise Misfit("the program has changed, or is told to do something else")
@@ -264,6 +265,7 @@ class Journal:
             "traces": rows.traces,
             "blocks": functions,
             "nodes": [_overlay(graph.root), *map(_overlay, graph)],
+            "regions": graph.regions,
         }
 
 

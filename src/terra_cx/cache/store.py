@@ -27,7 +27,7 @@ from typing import Any
 
 __all__ = ["VERSION", "Entry", "Store", "Unreadable", "describe", "entries", "remove"]
 
-VERSION = 3
+VERSION = 4
 """Of the format. An entry of another one is not read; raised whenever old entries would be misunderstood."""
 SUFFIX = ".terra"
 _MAGIC = b"terra-cx cache "
