@@ -209,6 +209,35 @@ def test_lengths_that_come_late_need_no_new_block(soon):
     assert report["runner"]["variants"] <= 3
 
 
+def test_what_comes_behind_the_loop_is_recorded_once(monkeypatch):
+    """An evaluation after each epoch, with a loop of its own, begins in the region of the loop's last visit."""
+    recorded = []
+    record_rest = Conductor._record_rest
+    monkeypatch.setattr(Conductor, "_record_rest", lambda *args: recorded.append(args) or record_rest(*args))
+
+    def program(see):
+        rng = np.random.default_rng(1)
+        w = tf.Variable(rng.normal(size=(4, 4)).astype("float32"))
+
+        def evaluate(x):
+            for _ in range(150):
+                x = tf.sigmoid(x @ w)
+            return x
+
+        for _ in range(8):
+            for _ in range(20):
+                x = tf.constant(rng.normal(size=(3, 4)).astype("float32"))
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.square(tf.tanh(x @ w) - 0.5))
+                w.assign_sub(0.1 * tape.gradient(loss, w))
+                see(loss)
+            see(evaluate(x))
+        return w
+
+    both_ways(program, co_executed=100)
+    assert len(recorded) <= 2
+
+
 def test_a_way_that_is_too_long_to_be_traced_is_recorded_once(monkeypatch):
     """A text is sampled now and then: recording its first thousands of ops takes half as long as the sampling."""
     recorded = []

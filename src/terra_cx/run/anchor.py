@@ -109,8 +109,8 @@ class ActiveAnchor:
     """Traced regions in a row that had more ops than may be traced."""
     longest: int = 0
     """Most ops of a region that was traced from its beginning."""
-    too_long: set[tuple[Node, str]] = field(default_factory=set)
-    """Divergences (after which node, and how) that led to more ops than may be traced."""
+    in_vain: set[tuple[Node, str]] = field(default_factory=set)
+    """Divergences (after which node, and how) that led to more ops than may be traced, or out of the loop."""
     elisions: Elisions | None = None
     """The library calls that may be elided in its regions."""
     kept: Kept | None = None
@@ -167,7 +167,7 @@ class ActiveAnchor:
 
     def forget_blocks(self) -> None:
         """Drop all compiled functions."""
-        self.too_long.clear()
+        self.in_vain.clear()
         self._blocks.clear()
         self._versions.clear()
 

@@ -311,6 +311,8 @@ class Conductor:
         """
         if self.recorder is not None:
             with Uninterrupted():
+                if self.current is not None and self._fallback is not None and self._place is not None:
+                    self.current.in_vain.add(self._place)
                 self._drop_recorder()
         self.pause()
         self.current = None
@@ -350,7 +352,7 @@ class Conductor:
         trace = recorder.trace
         if recorder.overrun:
             if fell_back and self._place is not None:
-                anchor.too_long.add(self._place)
+                anchor.in_vain.add(self._place)
                 anchor.co_executed(seconds, False)
             elif diverged:
                 anchor.regions["traced"] += 1
@@ -419,8 +421,9 @@ class Conductor:
             return self.boundary.passive
         with Uninterrupted():
             fall_back(anchor)
-            if place in anchor.too_long:
-                # A text is sampled: recording that, for nothing, took half as long as the sampling, each time.
+            if place in anchor.in_vain:
+                # A text is sampled, or an evaluation comes behind the loop: recording that, for nothing, took half as
+                # long again, each time.
                 skeleton.forget()
                 self._go_on_eagerly(anchor)
                 return self.boundary.passive
