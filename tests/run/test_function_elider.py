@@ -14,6 +14,7 @@ from truth import both_ways
 from terra_cx import co_execute
 from terra_cx.run import call_code, elisions, function_elider, skeleton
 from terra_cx.tf import native, seeds
+from terra_cx.trace import tracegraph
 
 LATE = 30
 STEPS = 50
@@ -222,7 +223,39 @@ def test_a_global_seed_that_changes():
     compare(step, co_executed=10, least=10)
 
 
-def test_the_generator_is_put_back_if_the_run_is_handed_over_just_then(monkeypatch):
+@pytest.mark.parametrize("seed", [np.int64(5), 5.0, 5], ids=repr)
+@pytest.mark.parametrize("of", ["all", "one"])
+def test_seeds_of_other_types(seed, of):
+    """TensorFlow's fast path takes none of NumPy's: the op goes the slow way then."""
+
+    def step(x, state, late):
+        if late and int(state.count) == LATE + 3 and of == "all":
+            tf.random.set_seed(seed)
+        return tf.random.normal([2], seed=seed if late and of == "one" else 5) + tf.random.uniform(
+            [2]
+        ), x + 1.0
+
+    compare(step, co_executed=10, least=10)
+
+
+def test_bounds_that_change_where_shapes_do(monkeypatch):
+    """In a relaxed graph what was a constant may become an argument of the draw."""
+    monkeypatch.setattr(tracegraph, "FORMS", 1)
+    sizes = [2 + number % 7 for number in range(90)]
+
+    def program(see):
+        v, bound = tf.Variable(0.0), tf.constant(20)
+        for number, size in enumerate(sizes):
+            v.assign_add(1.0)
+            if number in (60, 75):
+                bound = tf.constant(number // 20)
+            start = tf.random.uniform([], 0, bound, tf.int32)
+            see(tf.tanh(tf.ones([size]) * v), start)
+
+    both_ways(program, co_executed=20)
+
+
+def test_seeds_are_given_again_if_the_run_is_handed_over_just_then(monkeypatch):
     """A signal handler writes a variable when the seeds are drawn and nothing is committed: the call runs as it is."""
     other, fired = tf.Variable(0.0), []
     next_seeds = seeds.next_seeds

@@ -29,7 +29,7 @@ import numpy as np
 from terra_cx.elide.names import is_library
 from terra_cx.elide.versions import Versions
 from terra_cx.tf.native import DType, EagerTensorBase, TensorShape
-from terra_cx.tf.placeholder import resolve
+from terra_cx.tf.placeholder import Placeholder
 
 __all__ = ["State", "Unfit", "same"]
 
@@ -117,7 +117,7 @@ class State:
             if len(self.reached) > _MOST:
                 raise Unfit(f"it reaches more than {_MOST} objects")
             if isinstance(value, EagerTensorBase):
-                self.tensors.add(id(resolve(value)))
+                self.tensors.add(id(value._slot.value if type(value) is Placeholder else value))
             if not isinstance(value, _LEAVES):
                 stack.extend(self._inside(value))
 

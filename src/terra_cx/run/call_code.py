@@ -42,7 +42,7 @@ It returns the result in a list, or `DUE` if the call is to be run this time, or
 has done nothing.
 
 Raises:
-    Frozen: the run was handed over meanwhile; nothing was committed.
+    Frozen: the run was handed over meanwhile; nothing was committed. Its arguments are the seeds that were drawn.
 """
 _IN_TEXT = (  # names of this module in the text, which a linter does not see
     Draw, EagerTensor, Frozen, Placeholder, Slot, admits, as_tensor, flat, form_of, is_same, same_const, same_known,
@@ -117,7 +117,7 @@ def _match(text: _Text, call: FunctionCall) -> None:
         text.unless(f"is_same(a{number}, a{earlier})")
     text.unless(f"around == {text.const(call.ambient)}")
     if call.draws:
-        text.unless(f"seeds.global_seed() == {text.const(call.seed)}")
+        text.unless(f"seeds.is_global({text.const(call.seed)})")
 
 
 def _check(text: _Text, call: FunctionCall) -> None:
@@ -188,19 +188,13 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
             text.add(f"{made} = _new(Placeholder)", f"{made}._slot = s{result - call.steps[0].base}")
         answers.append(placeholders[result])
     text.add(f"answer = [{_packed(text, call.pack, answers)}]")
-    unseeded = any(not draw.seeded for draw in call.draws)
-    if unseeded:
-        text.add("stood = seeds.state()")
-    for draw in call.draws:
-        _draw(text, draw)
+    drawn = [seeds for number, draw in enumerate(call.draws) for seeds in _draw(text, number, draw)]
     last = first + len(call.steps)
     following = steps[last] if last < len(steps) else None
     position, expected = text.const(last), text.const(following)
     # No call and no jump backwards from here to the end of the commit, see `Skeleton.advance`.
     text.add(
-        f"if run.frozen or run.pos != {text.const(first)}:",
-        *(" seeds.restore(stood)" for _ in range(unseeded)),
-        " raise Frozen",
+        f"if run.frozen or run.pos != {text.const(first)}: raise Frozen({', '.join(drawn)})",
         f"run.pos = {position}",
         f"skeleton.step = {expected}",
         *turns,
@@ -217,17 +211,20 @@ def _packed(text: _Text, pack: Any, answers: list[str]) -> str:
     return f"{text.const(kind)}([{', '.join(_packed(text, item, answers) for item in items)}])"
 
 
-def _draw(text: _Text, draw: Drawing) -> None:
-    """Note a random op for the graph runner."""
+def _draw(text: _Text, number: int, draw: Drawing) -> list[str]:
+    """Note a random op for the graph runner; the name of the seeds that are drawn for it, if any are."""
     args = [text.const(arg) for arg in draw.args]
+    drawn = []
     if not draw.seeded:
-        text.add("first, second = seeds.next_seeds()")
-        for name, place in zip(("first", "second"), map(draw.place, ("seed", "seed2")), strict=True):
-            args[place] = name
+        drawn.append(f"q{number}")
+        text.add(f"q{number} = seeds.next_seeds()")
+        for part, place in enumerate(draw.places):
+            args[place] = f"q{number}[{part}]"
     step, base = text.const(draw.step), text.const(draw.step.base)
     text.add(
         f"run.draws[{base}] = Draw({step}, {step}.op, 'F', {text.const(draw.name)}, ({', '.join(args)},))"
     )
+    return drawn
 
 
 def _slots(call: FunctionCall) -> dict[int, Spec]:

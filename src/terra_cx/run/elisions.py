@@ -145,12 +145,12 @@ class Elisions:
             call.nodes = tuple(one.node for one in trace.calls[call.first : call.last])
             first = call.nodes[0] if call.nodes else None
             known = self.calls[call.entry.name, id(call.receiver)].setdefault(first, [])
-            same = [other for other in known if _of_one_kind(other, call)]
-            held = [other for other in same if other.trusted and other.state.changed() is None]
+            alike = [other for other in known if _of_one_kind(other, call)]
+            held = [other for other in alike if other.trusted and other.state.changed() is None]
             if held:  # the new one would have to be compared all over again
                 held[-1].missed = 0
                 continue
-            known[:] = [other for other in known if other not in same][-_ALTERNATIVES + 1 :]
+            known[:] = [other for other in known if other not in alike][-_ALTERNATIVES + 1 :]
             known.append(call)
             self._latest.append(call)
 

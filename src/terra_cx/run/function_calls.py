@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from terra_cx.compile.blocks import FEED, LOCAL, PARAM, RESOURCE, Check, Step
+from terra_cx.compile.blocks import CONST, FEED, KNOWN, LOCAL, PARAM, RESOURCE, Check, Step
 from terra_cx.elide.calls import is_conversion, is_telling
 from terra_cx.elide.functions import Function
 from terra_cx.run.block_run import BlockRun
@@ -28,6 +28,7 @@ __all__ = [
     "as_tensor",
     "flat",
     "form_of",
+    "is_drawn",
     "is_same",
     "learned",
     "spec_of",
@@ -37,7 +38,6 @@ _KINDS = (Kind.PURE, Kind.READ, Kind.KNOWN)
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes, DType, TensorShape, type(Ellipsis)})
 """Python values that decide by what they are equal to; NumPy's scalars likewise."""
 _SEQUENCES = (list, tuple)
-_SEEDS = ("seed", "seed2")
 _MOST_VALUES = 256
 """Elements of a tensor that is compared by value."""
 
@@ -51,21 +51,23 @@ class Drawing:
     args: tuple[Any, ...]
     seeded: bool = True
     """Whether its seeds are the same each time, and not the next that TensorFlow gives (`tf.seeds.next_seeds`)."""
+    places: tuple[int, int] = (0, 0)
+    """Where among the arguments its seeds are."""
 
-    def place(self, seed: str) -> int:
-        """Where among the arguments an attribute is."""
+    def __post_init__(self) -> None:
         width = self.step.width
-        return width + 1 + 2 * self.args[width::2].index(seed)
+        names = self.args[width::2]
+        self.places = (width + 1 + 2 * names.index("seed"), width + 1 + 2 * names.index("seed2"))
 
     @property
     def seeds(self) -> tuple[Any, Any]:
         """Those that it was given."""
-        first, second = (self.args[self.place(seed)] for seed in _SEEDS)
-        return first, second
+        first, second = self.places
+        return self.args[first], self.args[second]
 
     def key(self) -> Any:
         """What must be the same when the call is learned again."""
-        free = () if self.seeded else tuple(map(self.place, _SEEDS))
+        free = () if self.seeded else self.places
         bits = [None if place in free else _bits(arg) for place, arg in enumerate(self.args)]
         return id(self.step), self.name, self.seeded, bits
 
@@ -164,6 +166,11 @@ class Notes:
 
 class Unfit(Exception):
     """A call cannot be elided, and why."""
+
+
+def is_drawn(step: Step) -> bool:
+    """Whether a step is a random op that may be part of such a call."""
+    return step.kind is Kind.DRAW and step.op in PLAIN_DRAWS and step.form == "F"
 
 
 def flat(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
@@ -338,9 +345,11 @@ def learned(
     if not notes.commits or (notes.pauses and notes.accesses):  # was it told while recording was stopped?
         raise Unfit
     for step, args in notes.commits:
-        draws = step.kind is Kind.DRAW and step.op in PLAIN_DRAWS and step.form == "F"
+        draws = is_drawn(step)
         if not draws and (step.kind not in _KINDS or (step.kind is not Kind.KNOWN and not step.computed)):
             raise Unfit
+        if draws and not all(check[0] in (KNOWN, CONST) for check in flat_checks(step)):
+            raise Unfit  # bounds and sizes that may be others each time (of a relaxed graph)
         if step.device != around[-1]:
             raise Unfit  # it opens a device scope of its own, which may be that of an argument
         if step.relaxed or (run.block.relaxed and step.op in SHAPE_OPS):
@@ -401,7 +410,7 @@ def _tell_seeds(notes: Notes) -> None:
     Raises:
         Unfit: they are not; or the generator was asked by something that is no draw.
     """
-    if any(Placeholder in map(type, draw.args) for draw in notes.draws):
+    if notes.draws and type(seeds.global_seed()) not in (int, type(None)):
         raise Unfit
     if seeds.state() == notes.stood:
         return

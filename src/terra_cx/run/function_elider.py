@@ -12,7 +12,8 @@ Guarantees:
   earlier op of the call, or a constant that the call made of what is guarded by value; if no tensor's value was read in
   it, nothing written, nothing told to the tapes but accesses and pauses; and if it returns those ops' outputs.
 * Random ops of such a call are given the seeds that TensorFlow's Python would give them: fixed ones, or the next of its
-  generator, which is asked once the call is sure to be elided, and put back if the run is handed over just then.
+  generator, which is asked once the call is sure to be elided. If the run is handed over just then, the call runs, and
+  is given them again.
 * The second call at a place is compared with the first, later ones at falling frequency. A difference ends it for this
   function at this place, is counted and told.
 * Nothing is committed before everything has been checked.
@@ -21,7 +22,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,8 @@ from terra_cx.elide.functions import Function
 from terra_cx.run.block_run import BlockRun, Frozen
 from terra_cx.run.call_code import DUE, answering
 from terra_cx.run.elisions import Elisions, next_comparison
-from terra_cx.run.function_calls import Drawing, FunctionCall, Notes, Unfit, learned
+from terra_cx.run.function_calls import Drawing, FunctionCall, Notes, Unfit, is_drawn, learned
 from terra_cx.tf import native, seeds
-from terra_cx.tf.opdefs import Kind
 from terra_cx.tf.reads import noting_reads
 from terra_cx.tf.room import have_room
 from terra_cx.trace.tracegraph import Node
@@ -70,6 +70,8 @@ class FunctionElider:
         self._skeleton = skeleton
         self._elisions = elisions
         self._inside = False
+        self._again: tuple[Any, ...] = ()
+        """Seeds that were drawn for a call that was not elided in the end."""
         self._beginnings: dict[tuple[Node, Function], _Place] = {}
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -94,9 +96,11 @@ class FunctionElider:
             )
             if type(answer) is list:
                 return answer[0]
-            if skeleton.step is not step or skeleton.run is not run:
+            if skeleton.step is not step or skeleton.run is not run or self._again:
                 # A signal handler has issued ops, or the run was handed over.
-                return function.own(*args, **kwargs)
+                again, self._again = self._again, ()
+                with seeds.given_again(again) if again else nullcontext():
+                    return function.own(*args, **kwargs)
             if answer is DUE:
                 return self._run(function, place, known, args, kwargs, around)
         if place.failures >= _ATTEMPTS or len(place.known) >= _ALTERNATIVES:
@@ -129,7 +133,8 @@ class FunctionElider:
             if known.built != skeleton.graph.built:  # gradients may refer to other outputs than before
                 known.answer, known.built = answering(known, run.block.steps, before), skeleton.graph.built
             answer = known.answer(skeleton, run, args, kwargs, around)
-        except Frozen:
+        except Frozen as frozen:
+            self._again = frozen.args
             del skeleton.log.events[events:]
             skeleton.dispatch()
             return None
@@ -227,7 +232,7 @@ class FunctionElider:
         def noted(run: BlockRun, step: Step, args: tuple[Any, ...], name: Any) -> Any:
             answer = commit(run, step, args, name)
             notes.commits.append((step, args))
-            if step.kind is Kind.DRAW:
+            if is_drawn(step):
                 notes.draws.append(Drawing(step, name, run.draws[step.base].args))
             return answer
 

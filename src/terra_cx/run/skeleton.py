@@ -36,7 +36,7 @@ from terra_cx.tf import native
 from terra_cx.tf.boundary import EFFECTS, Passive
 from terra_cx.tf.datasets import Independence
 from terra_cx.tf.native import REAL, FallbackException
-from terra_cx.tf.opdefs import SHAPE_OPS, Kind, classify, lasting_attrs
+from terra_cx.tf.opdefs import SHAPE_OPS, Kind, classify, is_seed, lasting_attrs
 from terra_cx.tf.placeholder import Placeholder, new_placeholder, resolve_all
 from terra_cx.tf.slots import Slot
 from terra_cx.trace.keys import freeze
@@ -233,6 +233,8 @@ class Skeleton(Taping):
             return False
         if step.kind in (Kind.OWNER, Kind.SOURCE):
             return True
+        if step.kind is Kind.DRAW and form == "F" and not all(map(is_seed, attrs[1::2], attrs[::2])):
+            return False  # in eager native code refuses a seed of NumPy's, and the op goes the slow way
         if len(inputs) != len(step.checks):
             return False
         return all(admits(run, check, arg) for check, arg in zip(step.checks, inputs, strict=True))

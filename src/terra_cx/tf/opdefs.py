@@ -113,6 +113,12 @@ _PASSED_ON = {Kind.DRAW: _SEEDS, Kind.OWNER: _SEEDS | {"token"} | COUNTS}
 draw, or of one that the owner makes, because it is given tensors), the number under which a host callback is
 registered, how many tensors there are."""
 
+
+def is_seed(value: Any, name: str) -> bool:
+    """Whether TensorFlow's fast path takes a value of this attribute, if it is that of a seed."""
+    return name not in _SEEDS or value is None or isinstance(value, int)
+
+
 SHAPE_OPS = frozenset({"Shape", "ShapeN", "Rank", "Size"})
 """Ops whose result follows from the static shape of their inputs."""
 

@@ -9,14 +9,19 @@ Source: ``tensorflow/python/framework/random_seed.py``, ``Context._internal_oper
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tensorflow.python.framework import random_seed
 
 from terra_cx.tf import native
 
-__all__ = ["are_next", "global_seed", "next_seeds", "restore", "state"]
+__all__ = ["are_next", "given_again", "global_seed", "is_global", "next_seeds", "state"]
+
+Seeds = tuple[Any, Any]
+"""The attributes ``seed`` and ``seed2`` of an op."""
 
 
 def global_seed() -> Any:
@@ -24,13 +29,19 @@ def global_seed() -> Any:
     return native.context()._seed
 
 
-def next_seeds() -> tuple[Any, Any]:
-    """The attributes ``seed`` and ``seed2`` of the next op that has no seed of its own; each call gives others.
+def is_global(seed: int | None) -> bool:
+    """Whether that is the global seed, of the same type: TensorFlow's native code takes no other numbers."""
+    found = global_seed()
+    return type(found) is type(seed) and bool(found == seed)
+
+
+def next_seeds() -> Seeds:
+    """Those of the next op that has no seed of its own; each call gives others.
 
     Raises:
         RuntimeError: TensorFlow's, if ops are to be deterministic and there is no global seed.
     """
-    seeds: tuple[Any, Any] = random_seed.get_seed(None)
+    seeds: Seeds = random_seed.get_seed(None)
     return seeds
 
 
@@ -40,17 +51,50 @@ def state() -> Any:
     return None if generator is None else generator.getstate()
 
 
-def restore(stood: Any) -> None:
-    """Have the context's generator stand where it stood."""
-    if stood is not None:
-        native.context()._rng.setstate(stood)
+def are_next(stood: Any, found: Sequence[Seeds]) -> bool:
+    """Whether these seeds, and no others, are what the generator has given since it stood there.
+
+    A copy is asked: another thread may draw from the generator meanwhile.
+    """
+    seed, copy = global_seed(), random.Random()
+    if stood is None or type(seed) is not int:
+        return False
+    copy.setstate(stood)
+    expected = [(seed % _MOST, copy.randint(0, _MOST) % _MOST) for _ in found]
+    return [*found] == [
+        (0, _MOST) if each == (0, 0) else each for each in expected
+    ] and copy.getstate() == state()
 
 
-def are_next(stood: Any, seeds: Sequence[tuple[Any, Any]]) -> bool:
-    """Whether these seeds, and no others, are what the generator has given since it stood there."""
-    now = state()
-    restore(stood)
+@contextmanager
+def given_again(found: Sequence[Seeds]) -> Iterator[None]:
+    """Have the generator give again, first of all, what it has given for nothing.
+
+    It is not put back to where it stood: others may have drawn from it since.
+    """
+    context = native.context()
+    own = getattr(context, "_rng", None)
+    again = context._rng = _Again(own, [second for _, second in found])
     try:
-        return all(next_seeds() == each for each in seeds) and state() == now
+        yield
     finally:
-        restore(now)
+        if context._rng is again:  # else there is another global seed
+            context._rng = own
+
+
+class _Again:
+    """A generator that begins with numbers it is given."""
+
+    def __init__(self, own: Any, first: list[int]) -> None:
+        self._own = own
+        self._first = first
+
+    def randint(self, low: int, high: int) -> int:
+        number: int = self._first.pop(0) if self._first else self._own.randint(low, high)
+        return number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+_MOST: int = random_seed._MAXINT32
