@@ -362,6 +362,8 @@ class Session:
         assert surveyor is not None
         assert self.conductor is not None
         self._patience *= 10
+        for anchor in self.conductor.anchors.values():
+            anchor.in_vain.clear()  # what led out of its loop may be long enough now to be learned
         if surveyor.survey.ops:
             self._survey_visits = min(2 * self._survey_visits, _MOST_SURVEY_VISITS)
         self._fruitless += surveyor.seconds

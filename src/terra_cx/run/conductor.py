@@ -313,6 +313,7 @@ class Conductor:
             with Uninterrupted():
                 if self.current is not None and self._fallback is not None and self._place is not None:
                     self.current.in_vain.add(self._place)
+                self._fallback = self._place = None
                 self._drop_recorder()
         self.pause()
         self.current = None

@@ -70,12 +70,13 @@ class Elisions:
         """A call of which nothing is noted, or nothing with such arguments: whether it is to be noted here and now.
 
         It is in the 16th, 32nd, 64th, ... region with one, with all that follows it; those soon after another that was
-        recorded so do not count. (An agent learns only once its
-        memory is filled; texts of each length are others; and the rest of a region that diverged is recorded without
-        its calls, for most of that never comes again. To trace a whole step instead, some time later, meant one of
-        whatever kind it was: an evaluation after each epoch had steps traced that know nothing of it, and of six
-        lengths two were noted.) At doubling distances while nothing of what was noted is called again: a program may
-        make a new loss in each step.
+        recorded so do not count. While nothing of what was noted is called again, distances double: a program may make
+        a new loss in each step.
+
+        (An agent learns only once its memory is filled; texts of each length are others; and the rest of a region that
+        diverged is recorded without its calls, for most of that never comes again. To trace a whole step instead, some
+        time later, meant one of whatever kind it was: an evaluation after each epoch had steps traced that know nothing
+        of it, and of six lengths two were noted.)
 
         Args:
             entry: its name.

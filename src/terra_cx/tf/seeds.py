@@ -1,8 +1,8 @@
 """The seeds of stateful random ops in eager: what TensorFlow's Python gives each of them.
 
 An op without a seed of its own is given one from a generator of the context's, which the global seed has started. So
-to leave out the Python around a draw, the generator has to be asked in its place, and to be put back if nothing comes
-of it.
+to leave out the Python around a draw, the generator has to be asked in its place, and to give the same again if nothing
+comes of it. (It was put back to where it stood. That took back what other threads had drawn since.)
 
 Source: ``tensorflow/python/framework/random_seed.py``, ``Context._internal_operation_seed`` of ``eager/context.py``.
 """
