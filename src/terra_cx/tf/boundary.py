@@ -23,7 +23,7 @@ from terra_cx.tf import (
     variable_writes,
 )
 from terra_cx.tf.native import REAL, EagerTensorBase, HostCallbacks, NotOkStatus, pywrap_tfe
-from terra_cx.tf.placeholder import Placeholder, resolve_all
+from terra_cx.tf.placeholder import Placeholder, resolve, resolve_all
 from terra_cx.tf.reads import telling
 from terra_cx.tf.replaced import Replaced
 
@@ -276,7 +276,8 @@ class Boundary:
         self.passive = Passive()
         self.handler: Handler = self.passive
         self.installed = False
-        self._numpy = EagerTensorBase._numpy
+        self._numpy: Callable[[Any], Any] = EagerTensorBase._numpy
+        self._behind: Callable[[Any], Any] = Placeholder._numpy
 
     def install(self) -> None:
         """Put the hooks in place, passive at first."""
@@ -349,8 +350,13 @@ class Boundary:
         return self.handler if native.executing_eagerly() else self.passive
 
     def watch_reads(self, seen: Callable[[Any], None] | None) -> None:
-        """Call ``seen`` whenever Python reads the value of a real eager tensor; None stops it."""
-        EagerTensorBase._numpy = self._numpy if seen is None else telling(self._numpy, seen)
+        """Call ``seen`` whenever Python reads a value, with the real eager tensor that has it; None stops it."""
+        real, behind = self._numpy, self._behind
+        if seen is not None:
+            real = telling(real, seen)
+            behind = telling(behind, lambda placeholder: seen(resolve(placeholder)))
+        EagerTensorBase._numpy = real
+        Placeholder._numpy = behind  # type: ignore[method-assign]
 
 
 def ready() -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from tensorflow.python.eager import core as _core
 from tensorflow.python.framework import ops
 
 from terra_cx.tf.native import REAL, EagerTensor, only_device, tensor_shape
@@ -127,7 +128,10 @@ class Placeholder(ops._EagerTensorBase):
         return self._slot.resolve().__reduce__()
 
     def _numpy(self) -> Any:
-        return self._slot.resolve()._numpy()  # by the real one's method, for who watches reads watches that
+        try:
+            return self._slot.resolve()._numpy_internal()
+        except _core._NotOkStatusException as error:
+            raise _core._status_to_exception(error) from None
 
 
 # `type(t)` differs from EagerTensor's, its printed name need not.
