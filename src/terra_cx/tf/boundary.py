@@ -356,7 +356,7 @@ class Boundary:
             real = telling(real, seen)
             behind = telling(behind, lambda placeholder: seen(resolve(placeholder)))
         EagerTensorBase._numpy = real
-        Placeholder._numpy = behind  # type: ignore[method-assign]
+        Placeholder._numpy = behind  # type: ignore[method-assign, assignment]
 
 
 def ready() -> bool:
