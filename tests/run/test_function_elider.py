@@ -61,6 +61,26 @@ def compare(step, *, least=20, start=None, change=None, shape=(4, 3), steps=STEP
     return report
 
 
+@pytest.fixture
+def answers(monkeypatch):
+    """The known calls that were elided, in order."""
+    found = []
+    call = function_elider.FunctionElider.answered
+
+    def answered(self, known, *args):
+        answer = call(self, known, *args)
+        if type(answer) is list:
+            found.append(known)
+        return answer
+
+    monkeypatch.setattr(function_elider.FunctionElider, "answered", answered)
+    return found
+
+
+def names(calls):
+    return {call.function.name for call in calls}
+
+
 def train(x, state, late, **more):
     with tf.GradientTape() as tape:
         y = tf.nn.relu(tf.matmul(x, state["w"]) + state["b"])
@@ -92,19 +112,9 @@ def test_a_function_that_stops_recording(late):
     compare(lambda x, state, is_late: normalised(x, state, late and is_late), least=100, co_executed=20)
 
 
-def test_moments_are_elided(monkeypatch):
-    names = set()
-    call = function_elider.FunctionElider.answered
-
-    def answered(self, known, *args):
-        answer = call(self, known, *args)
-        if type(answer) is list:
-            names.add(known.function.name)
-        return answer
-
-    monkeypatch.setattr(function_elider.FunctionElider, "answered", answered)
+def test_moments_are_elided(answers):
     compare(lambda x, state, late: normalised(x, state, False), least=100)
-    assert "tf.nn.moments" in names
+    assert "tf.nn.moments" in names(answers)
 
 
 def test_in_turns_overlapped_and_with_errors_in_place():
@@ -156,40 +166,22 @@ DRAWS = {
 
 @pytest.mark.parametrize(("draw", "elided"), DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize("pace", ["turns", "overlapped"])
-def test_random_numbers_are_drawn_as_without_us(monkeypatch, draw, elided, pace):
-    names = set()
-    call = function_elider.FunctionElider.answered
-
-    def answered(self, known, *args):
-        answer = call(self, known, *args)
-        if type(answer) is list and known.draws:
-            names.add(known.function.name)
-        return answer
-
-    monkeypatch.setattr(function_elider.FunctionElider, "answered", answered)
+def test_random_numbers_are_drawn_as_without_us(answers, draw, elided, pace):
     compare(drawing(draw), pace=pace, co_executed=20)
-    assert {"tf.nn.dropout", *(f"tf.random.{name}" for name in elided)} <= names, names
+    drawing_ones = names(call for call in answers if call.draws)
+    assert {"tf.nn.dropout", *(f"tf.random.{name}" for name in elided)} <= drawing_ones, drawing_ones
 
 
 @pytest.mark.parametrize("last", [None, 1.0])
-def test_lists_that_are_returned_in_others(monkeypatch, last):
+def test_lists_that_are_returned_in_others(answers, last):
     """``tf.clip_by_global_norm`` returns a list, which may have None in it, and a tensor."""
-    names = set()
-    call = function_elider.FunctionElider.answered
-
-    def answered(self, known, *args):
-        answer = call(self, known, *args)
-        if type(answer) is list:
-            names.add(known.function.name)
-        return answer
 
     def step(x, state, late):
         clipped, norm = tf.clip_by_global_norm([x, x * 2.0, last and tf.reduce_sum(x)], 1.0)
         return clipped[0], clipped[1], clipped[2] is None, norm, tf.linalg.global_norm(clipped)
 
-    monkeypatch.setattr(function_elider.FunctionElider, "answered", answered)
     compare(step)
-    assert "tf.clip_by_global_norm" in names, names
+    assert "tf.clip_by_global_norm" in names(answers), names(answers)
 
 
 def test_without_a_global_seed(monkeypatch):

@@ -209,11 +209,17 @@ def test_lengths_that_come_late_need_no_new_block(soon):
     assert report["runner"]["variants"] <= 3
 
 
-def test_what_comes_behind_the_loop_is_recorded_once(monkeypatch):
-    """An evaluation after each epoch, with a loop of its own, begins in the region of the loop's last visit."""
-    recorded = []
+@pytest.fixture
+def recorded(monkeypatch):
+    """The regions whose rest was recorded."""
+    found = []
     record_rest = Conductor._record_rest
-    monkeypatch.setattr(Conductor, "_record_rest", lambda *args: recorded.append(args) or record_rest(*args))
+    monkeypatch.setattr(Conductor, "_record_rest", lambda *args: found.append(args) or record_rest(*args))
+    return found
+
+
+def test_what_comes_behind_the_loop_is_recorded_once(recorded):
+    """An evaluation after each epoch, with a loop of its own, begins in the region of the loop's last visit."""
 
     def program(see):
         rng = np.random.default_rng(1)
@@ -238,11 +244,8 @@ def test_what_comes_behind_the_loop_is_recorded_once(monkeypatch):
     assert len(recorded) <= 2
 
 
-def test_a_way_that_is_too_long_to_be_traced_is_recorded_once(monkeypatch):
+def test_a_way_that_is_too_long_to_be_traced_is_recorded_once(recorded):
     """A text is sampled now and then: recording its first thousands of ops takes half as long as the sampling."""
-    recorded = []
-    record_rest = Conductor._record_rest
-    monkeypatch.setattr(Conductor, "_record_rest", lambda *args: recorded.append(args) or record_rest(*args))
 
     def program(see):
         rng = np.random.default_rng(1)

@@ -356,6 +356,7 @@ class Boundary:
             real = telling(real, seen)
             behind = telling(behind, lambda placeholder: seen(resolve(placeholder)))
         EagerTensorBase._numpy = real
+        # In the class, as what a placeholder reads of its tensor goes past the method of real ones.
         Placeholder._numpy = behind  # type: ignore[method-assign, assignment]
 
 
