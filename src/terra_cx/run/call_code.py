@@ -167,7 +167,7 @@ def _commit(text: _Text, call: FunctionCall, steps: Sequence[Step], first: int) 
     for number, step in enumerate(needed):
         known, node = text.const(step), text.const(step.node)
         text.add(f"skeleton.keep_arguments(run, {known})")
-        if step.computed or step.kind is Kind.DRAW:
+        if step.kind is not Kind.KNOWN:
             text.add(f"skeleton.keep_outputs(run, {known})")
         text.add(f"t{number} = turns.get({node}, 0) + 1")
         turns.append(f"turns[{node}] = t{number}")
@@ -232,7 +232,7 @@ def _slots(call: FunctionCall) -> dict[int, Spec]:
     made = {
         step.base + out: spec
         for step in call.steps
-        if step.computed or step.kind is Kind.DRAW
+        if step.kind is not Kind.KNOWN
         for out, spec in enumerate(step.specs)
     }
     wanted = {result for result in call.results if type(result) is int}

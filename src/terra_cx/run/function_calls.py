@@ -374,7 +374,7 @@ def learned(
                 raise Unfit
             else:
                 raw.append((check, arg))
-        if step.computed or draws:
+        if step.kind is not Kind.KNOWN:
             made.update(range(step.base, step.base + len(step.specs)))
     converted = arguments.converted(inside)
     valued = arguments.valued(leaves)
