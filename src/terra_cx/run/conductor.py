@@ -101,7 +101,7 @@ class Conductor:
         self.current: ActiveAnchor | None = None
         self.skeleton: Skeleton | None = None
         self.recorder: Recorder | None = None
-        self.diverged_at: float | None = None
+        self._diverged_at = 0.0
         self._place: tuple[Node, str] | None = None
         """Where and how the region in progress diverged."""
         self.visits: list[tuple[int, int, Any]] = []
@@ -347,9 +347,9 @@ class Conductor:
     ) -> None:
         diverged = skeleton is not None
         fell_back = self._fallback is not None  # if neither, the rest was recorded for its library calls
-        if self._fallback is not None and self.diverged_at is not None:
-            self._fallback.seconds += time.perf_counter() - self.diverged_at
-            self._fallback = self.diverged_at = None
+        if fell_back:
+            self._fallback.seconds += time.perf_counter() - self._diverged_at
+            self._fallback = None
         trace = recorder.trace
         if recorder.overrun:
             if fell_back and self._place is not None:
@@ -428,7 +428,7 @@ class Conductor:
                 skeleton.forget()
                 self._go_on_eagerly(anchor)
                 return self.boundary.passive
-            self.diverged_at = start
+            self._diverged_at = start
             return self._record_rest(anchor, skeleton, False)
 
     def on_note(self, skeleton: Skeleton) -> Any:
